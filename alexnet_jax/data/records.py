@@ -1,0 +1,311 @@
+"""Write images of one size as a data set of ArrayRecord shards that tensorflow-datasets reads.
+
+Safe to kill at any moment: a shard appears under its name only when it is whole, a rerun keeps the
+whole ones, and the metadata comes last, so that a directory with `features.json` is complete.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+import tqdm
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+from etils import epath
+from tensorflow_datasets.proto import tf_example_pb2
+
+from alexnet_jax.config import UserError
+
+_logger = logging.getLogger(__name__)
+
+_RECIPE = 'recipe.json'
+_LAST_FILE = 'features.json'  # where it is, the data set is complete; tfds looks for it too
+# One record per group and no compression: random access reads one image, and photographs stored as
+# pixels hardly compress. tfds's own choice, compressed, reads slower.
+_WRITER_OPTIONS = 'group_size:1,uncompressed'
+
+
+def write_dataset(
+    data_dir: epath.PathLike,
+    *,
+    name: str,
+    version: str,
+    description: str,
+    image_shape: tuple[int, ...],
+    class_names: Sequence[str],
+    splits: Mapping[str, Sequence[Any]],
+    shards: Mapping[str, int],
+    read_example: Callable[[Any], tuple[np.ndarray, int]],
+    workers: int = 1,
+) -> epath.Path:
+    """Write the data set to DATA_DIR/NAME/VERSION and return that directory; a rerun goes on.
+
+    The bytes do not depend on `workers`, nor on how often the writing was killed.
+
+    Args:
+      data_dir: where data sets live; `~` is expanded.
+      name, version, description: as tfds shows them. The description says how the pixels were made:
+        where it has changed, the shards of before are refused.
+      image_shape: (height, width, channels) of every image.
+      class_names: a label is an index into them.
+      splits: split -> light items in the order to write, each with a `repr` that names the example.
+      shards: split -> number of files.
+      read_example: item -> (image uint8 [H, W, C], label). With several workers it must pickle, the
+        items too, and the program's main module needs its `__name__ == '__main__'` guard.
+      workers: processes; 1 stays in this one.
+
+    Raises UserError when the directory holds something else or cannot be written, and when an
+    example is not an image of that shape with one of the labels.
+    """
+    directory = epath.Path(data_dir).expanduser() / name / version
+    recipe = _recipe(name, version, description, image_shape, class_names, splits, shards)
+    if (directory / _LAST_FILE).exists():  # perhaps on a disk that this process may only read
+        _check_recipe(directory, recipe)
+        return directory
+    image = tfds.features.Tensor(
+        shape=image_shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
+    )
+    label = tfds.features.ClassLabel(names=list(class_names))
+    features = tfds.features.FeaturesDict({'image': image, 'label': label})
+    with _claim(directory, recipe):
+        if not (directory / _LAST_FILE).exists():  # else another process was faster
+            layout = _layout(directory, name, splits, shards)
+            write = functools.partial(_write_shard, read_example, image_shape, len(class_names))
+            _write_shards(layout, splits, write, workers)
+            _write_metadata(directory, name, version, description, features, layout)
+    return directory
+
+
+def prepare_digits(data_dir: epath.PathLike) -> epath.Path:
+    """Write scikit-learn's 1,797 handwritten digits, 8x8 pixels, as the data set `digits` 1.0.0.
+
+    1,437 for training and 360 for testing, every class in proportion in both; pixel values v of
+    0..16 become round(v * 255 / 16). Returns the directory; raises as `write_dataset` does.
+    """
+    from sklearn import datasets, model_selection  # slow to import, and training never needs it
+
+    digits: Any = datasets.load_digits()
+    train, test = model_selection.train_test_split(
+        range(len(digits.target)), test_size=0.2, random_state=0, stratify=digits.target
+    )
+
+    def read_example(item: int) -> tuple[np.ndarray, int]:
+        pixels = np.round(digits.images[item] * (255 / 16)).astype(np.uint8)
+        return pixels[..., None], int(digits.target[item])  # [8, 8, 1]
+
+    return write_dataset(
+        data_dir,
+        name='digits',
+        version='1.0.0',
+        description=(
+            "scikit-learn's handwritten digits (load_digits: 1,797 images of 8x8, the test part of "
+            'UCI Optical Recognition of Handwritten Digits), pixel values v of 0..16 scaled to '
+            'round(v * 255 / 16), split by train_test_split(test_size=0.2, random_state=0, '
+            'stratify=labels) into 1,437 for training and 360 for testing.'
+        ),
+        image_shape=(8, 8, 1),
+        class_names=[str(digit) for digit in range(10)],
+        splits={'train': list(train), 'test': list(test)},
+        shards={'train': 1, 'test': 1},
+        read_example=read_example,
+    )
+
+
+def _recipe(name, version, description, image_shape, class_names, splits, shards) -> dict[str, Any]:
+    """Return what the bytes follow from, flat, so that a difference has a name."""
+    recipe = {
+        'name': f'{name}/{version}',
+        'description': description,
+        'image_shape': list(image_shape),
+        'classes': len(class_names),
+        'class_names': _digest(class_names),
+    }
+    for split, items in splits.items():
+        recipe[f'{split} examples'] = len(items)
+        recipe[f'{split} shards'] = shards[split]
+        recipe[f'{split} items'] = _digest(items)
+    return recipe
+
+
+def _digest(items: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f'{item!r}\n'.encode())
+    return digest.hexdigest()[:16]
+
+
+def _check_recipe(directory: epath.Path, recipe: Mapping[str, Any]) -> None:
+    """Refuse a directory that another recipe made or began: its shards would be mixed with ours."""
+    path = directory / _RECIPE
+    found = json.loads(path.read_text() or '{}') if path.exists() else {}
+    for key in {**recipe, **found}:
+        if found.get(key) != recipe.get(key):
+            raise UserError(
+                f'{directory} is of another recipe: {key} is {found.get(key)!r} there and '
+                f'{recipe.get(key)!r} here; remove it (rm -r {directory}) and run again'
+            )
+
+
+@contextlib.contextmanager
+def _claim(directory: epath.Path, recipe: Mapping[str, Any]) -> Iterator[None]:
+    """Hold the directory for this process and this recipe; wait while another process holds it.
+
+    The recipe file is the lock too; the kernel lets go of it however its holder ends.
+    """
+    path = directory / _RECIPE
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(path, 'a')  # noqa: SIM115
+    except OSError as error:
+        raise UserError(
+            f'cannot write {directory} ({error.strerror}); choose another one with --data_dir'
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            _logger.warning('no file locks (%s): write %s by one process only', error, directory)
+        if path.stat().length == 0 and all(entry == path for entry in directory.iterdir()):
+            file.write(json.dumps(recipe, indent=2))
+            file.flush()
+        _check_recipe(directory, recipe)
+        yield
+
+
+def _layout(directory, name, splits, shards) -> dict[str, Any]:
+    """Return a tfds SplitInfo per split: which file holds how many examples."""
+    layout = {}
+    for split, items in splits.items():
+        count = shards[split]
+        if not 0 < count <= len(items):
+            raise ValueError(f'cannot divide {len(items)} examples of {split} into {count} shards')
+        bounds = [len(items) * i // count for i in range(count + 1)]
+        layout[split] = tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[end - start for start, end in itertools.pairwise(bounds)],
+            num_bytes=0,
+            filename_template=tfds.core.ShardedFileTemplate(
+                data_dir=directory, dataset_name=name, split=split, filetype_suffix='array_record'
+            ),
+        )
+    return layout
+
+
+def _write_shards(layout, splits, write: Callable[[epath.Path, Any], int], workers: int) -> None:
+    """Write the shards that are missing or not whole, with a progress bar on a terminal."""
+    missing = []
+    for split, info in layout.items():
+        items = iter(splits[split])
+        for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
+            shard = list(itertools.islice(items, length))
+            if _num_records(path) != length:
+                missing.append((path, shard))
+    total = sum(info.num_examples for info in layout.values())
+    finished = total - sum(len(shard) for _, shard in missing)
+    # disable=None: no bar where the output is not a terminal.
+    with tqdm.tqdm(total=total, initial=finished, unit=' images', disable=None) as progress:
+        if workers == 1:
+            for path, shard in missing:
+                progress.update(write(path, shard))
+            return
+        # Not fork: a JAX process has threads, and a fork of it can hang.
+        context = multiprocessing.get_context('spawn')
+        with futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
+            pending = [pool.submit(write, path, shard) for path, shard in missing]
+            try:
+                for future in futures.as_completed(pending):
+                    progress.update(future.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # the shards being written are finished first
+                raise
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is killed, or it would wait, or write, for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _write_shard(read_example, shape, classes, path: epath.Path, items: Sequence[Any]) -> int:
+    """Write one shard under a temporary name, then rename it. Return how many examples it holds."""
+    temporary = path.with_name(f'{path.name}.tmp')
+    writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
+    for item in items:
+        image, label = read_example(item)
+        if image.dtype != np.uint8 or image.shape != shape or not 0 <= label < classes:
+            raise UserError(
+                f'example {item!r} is {image.dtype} {list(image.shape)} with label {label}; '
+                f'it must be uint8 {list(shape)} with a label below {classes}'
+            )
+        example = tf_example_pb2.Example()
+        example.features.feature['image'].bytes_list.value.append(image.tobytes())
+        example.features.feature['label'].int64_list.value.append(label)
+        # tfds's own serialisation orders the features by chance, a different one in each process.
+        record = example.SerializeToString(deterministic=True)
+        with _disk_errors(path):
+            writer.write(record)
+    with _disk_errors(path):
+        writer.close()
+    temporary.replace(path)
+    return len(items)
+
+
+@contextlib.contextmanager
+def _disk_errors(path: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # the form of array_record, a full disk among them
+        reason = str(error).partition('\n')[0]
+        raise UserError(f'cannot write {path}: {reason}') from error
+
+
+def _num_records(path: epath.Path) -> int:
+    """Return how many records a shard holds; ArrayRecord says 0 for a missing or a cut one."""
+    # No read-ahead: it would read megabytes only to count.
+    options = 'readahead_buffer_size:0'
+    return array_record_module.ArrayRecordReader(os.fspath(path), options).num_records()
+
+
+def _write_metadata(directory, name, version, description, features, layout) -> None:
+    """Write tfds's own files, the one that marks the data set as complete last."""
+    layout = [
+        info.replace(num_bytes=sum(path.stat().length for path in info.filepaths))
+        for info in layout.values()
+    ]
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name=name,
+            version=tfds.core.Version(version),
+            data_dir=os.fspath(directory),
+            module_name=__name__,
+        ),
+        description=description,
+        features=features,
+        supervised_keys=('image', 'label'),
+        disable_shuffling=True,
+        split_dict=tfds.core.SplitDict(layout),
+    )
+    info.set_file_format('array_record')
+    staging = directory / 'metadata.tmp'
+    staging.mkdir(exist_ok=True)
+    info.write_to_directory(staging)
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == _LAST_FILE):
+        path.replace(directory / path.name)
+    staging.rmdir()

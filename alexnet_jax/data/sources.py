@@ -1,0 +1,286 @@
+"""Open a prepared tensorflow-datasets data set by name, check it, and read any example of it."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+from etils import epath
+
+from alexnet_jax.config import UserError, data_directory
+
+_METADATA = 'features.json'  # the file that marks a data set of tfds as complete
+_ONE_SIZE = (
+    'the network takes images of one size; write them at one size with '
+    'alexnet_jax.data.records.write_dataset'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Random access to the examples of one split; safe to read from several threads."""
+
+    full_name: str  # 'digits/1.0.0'
+    name: str  # 'train', 'train[:90%]'
+    image_shape: tuple[int, ...]  # height, width, channels
+    num_classes: int
+    records: Any  # the tfds data source
+    shards: tuple[tuple[int, int, int], ...]  # of each file: skipped, taken, present examples
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | np.int32]:
+        """Return `image` uint8 [H, W, C] and `label` int32.
+
+        Raises UserError naming the split and the index for a record that cannot be read, an image
+        of another type or shape, and a label outside the classes.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f'{self.full_name} {self.name} has no example {index}')
+        where = f'example {index} of {self.full_name} {self.name}'
+        try:
+            example = self.records[index]
+        except Exception as error:  # of ArrayRecord, of the protocol buffer or of an image decoder
+            raise UserError(
+                f'{where} cannot be read ({_first_line(error)}); copy or make the data set again'
+            ) from error
+        image, label = example['image'], example['label']
+        if image.dtype != np.uint8 or image.shape != self.image_shape:
+            raise UserError(
+                f'{where} is {image.dtype} {_times(image.shape)}, not uint8 '
+                f'{_times(self.image_shape)}; {_ONE_SIZE}'
+            )
+        if not 0 <= label < self.num_classes:
+            raise UserError(
+                f'{where} has label {label}, not one of {self.num_classes} classes; '
+                f'choose a split that has labels'
+            )
+        return {'image': image, 'label': np.int32(label)}
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """Return what identifies the examples and their order, three raw records included."""
+        raw = self.records.data_source  # bytes as stored, before a decoder of some version
+        sample = sorted({0, len(self) // 2, len(self) - 1})
+        return {
+            'name': self.full_name,
+            'split': self.name,
+            'examples': len(self),
+            'shards': _digest(repr(self.shards).encode()),
+            'sample': _digest(*(raw[index] for index in sample)),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set with the split to train on and the split to evaluate on."""
+
+    full_name: str  # 'digits/1.0.0'
+    directory: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]  # height, width, channels
+    train: Split
+    eval: Split
+    read_threads: int
+    prefetch_batches: int
+
+    @property
+    def num_classes(self) -> int:
+        """Return the number of classes."""
+        return len(self.class_names)
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """Return what identifies the data, flat, so that a resume can name what differs."""
+        splits = {'train': self.train, 'eval': self.eval}
+        return {
+            'image_shape': _times(self.image_shape),
+            'classes': self.num_classes,
+            'class_names': _digest('\n'.join(self.class_names).encode()),
+            **{
+                f'{k}_{f}': v for k, split in splits.items() for f, v in split.fingerprint().items()
+            },
+        }
+
+
+def open_dataset(
+    *,
+    name: str,
+    dir: str,
+    train_split: str,
+    eval_split: str,
+    image_shape: tuple[int, ...],
+    train_examples: int,
+    eval_examples: int,
+    read_threads: int,
+    prefetch_batches: int,
+) -> Dataset:
+    """Open a data set that is prepared as ArrayRecord; never download one, never write.
+
+    Args:
+      name: `NAME`, `NAME/CONFIG` or either with `:VERSION`, which is otherwise the highest.
+      dir: the data directory; '' for TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      train_split, eval_split: tfds splits, slices such as `train[:90%]` included.
+      image_shape: the expected (height, width, channels), or () for what the data says.
+      train_examples, eval_examples: the expected counts, or 0 for what the data says.
+      read_threads, prefetch_batches: kept for the pipeline.
+
+    Raises:
+      UserError: one line with the remedy, when the data set is missing, stored in another format,
+        half copied, not of images with labels, or not as expected.
+    """
+    root = epath.Path(data_directory('', dir))
+    path = _find(name, root)
+    remedy = _remedy(name, root)
+    builder = _open_builder(path, remedy)
+    shape = _image_shape(builder.info, tuple(image_shape))
+    return Dataset(
+        full_name=builder.info.full_name,
+        directory=os.fspath(path),
+        class_names=tuple(builder.info.features['label'].names),
+        image_shape=shape,
+        train=_open_split(builder, train_split, shape, 'train', train_examples, remedy),
+        eval=_open_split(builder, eval_split, shape, 'eval', eval_examples, remedy),
+        read_threads=read_threads,
+        prefetch_batches=prefetch_batches,
+    )
+
+
+def is_prepared(name: str, dir: epath.PathLike) -> bool:
+    """Say whether a version of the data set is complete in a data directory."""
+    return bool(_versions(name, epath.Path(dir)))
+
+
+def _versions(name: str, root: epath.Path) -> list[epath.Path]:
+    """Return each complete ROOT/NAME[/CONFIG]/VERSION that fits the name, the highest last."""
+    base, _, version = name.partition(':')
+    found = [path.parent for path in root.glob(f'{base}/{version or "*"}/{_METADATA}')]
+    found = [path for path in found if tfds.core.Version.is_valid(path.name)]
+    return sorted(found, key=lambda path: tfds.core.Version(path.name))
+
+
+def _find(name: str, root: epath.Path) -> epath.Path:
+    if versions := _versions(name, root):
+        return versions[-1]
+    depths = (f'*/*/{_METADATA}', f'*/*/*/{_METADATA}')  # NAME/VERSION, NAME/CONFIG/VERSION
+    there = {str(path.relative_to(root).parents[1]) for d in depths for path in root.glob(d)}
+    raise UserError(
+        f'data set {name!r} is not in {root} (there: {", ".join(sorted(there)) or "none"}); '
+        f'to make it: {_remedy(name, root)}'
+    )
+
+
+def _remedy(name: str, root: epath.Path) -> str:
+    """Return the command that makes a data set."""
+    base = name.partition(':')[0].partition('/')[0]
+    if base == 'digits':
+        return f'python -m alexnet_jax.prepare digits --data_dir={root}'
+    if base in tfds.list_builders(with_community_datasets=False):
+        return (
+            f'pip install tensorflow && '
+            f'tfds build {name} --file_format=array_record --overwrite --data_dir={root}'
+        )
+    return 'python -m alexnet_jax.prepare --help'
+
+
+def _open_builder(path: epath.Path, remedy: str) -> Any:
+    """Return the tfds builder of a directory that holds images with labels as ArrayRecord."""
+    try:
+        builder = tfds.builder_from_directory(path)
+    except Exception as error:  # of the file system, of JSON, of a feature that tfds cannot restore
+        raise UserError(
+            f'{path} is not a whole data set ({_first_line(error)}); make it again: {remedy}'
+        ) from error
+    name, stored = builder.info.full_name, builder.info.file_format
+    if stored is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f'{name} in {path} is stored as {stored and stored.value}; only array_record lets any '
+            f'example be read without TensorFlow: make it again: {remedy}'
+        )
+    features: Any = builder.info.features
+    has_both = {'image', 'label'} <= features.keys()
+    if not has_both or not isinstance(features['label'], tfds.features.ClassLabel):
+        raise UserError(
+            f'{name} has the features {", ".join(sorted(features))}; it needs an image and, as a '
+            f'ClassLabel, a label: choose another data.name'
+        )
+    return builder
+
+
+def _image_shape(info: Any, expected: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the size of all images: what the data says, which must agree with what is expected."""
+    stored = info.features['image'].shape
+    if None in stored and not expected:
+        raise UserError(
+            f'{info.full_name} has images of varying size ({_times(stored)}): {_ONE_SIZE}'
+        )
+    if len(stored) != 3 or any(s not in (None, e) for s, e in zip(stored, expected, strict=False)):
+        raise UserError(
+            f'{info.full_name} has images of {_times(stored)}, not data.image_shape = {expected}; '
+            f'set --config.data.image_shape={str(stored).replace(" ", "")}, or () for any'
+        )
+    return expected or stored
+
+
+def _open_split(
+    builder: Any,
+    split: str,
+    image_shape: tuple[int, ...],
+    role: str,
+    expected: int,
+    remedy: str,
+) -> Split:
+    """Open a split, count the records in its files, and read one example."""
+    info = builder.info
+    try:
+        files = info.splits[split].file_instructions
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f'data.{role}_split = {split!r} is not in {info.full_name} ({_first_line(error)}); '
+            f'there are: {", ".join(info.splits)}'
+        ) from error
+    count = sum(file.take for file in files)
+    if count == 0 or expected not in (0, count):
+        raise UserError(
+            f'{info.full_name} {split} has {count} examples and data.{role}_examples = {expected}; '
+            f'set --config.data.{role}_examples=0 for any count, or make it again: {remedy}'
+        )
+    with futures.ThreadPoolExecutor(16) as pool:  # many small reads, perhaps over a network
+        found = list(pool.map(_num_records, (file.filename for file in files)))
+    for file, records in zip(files, found, strict=True):
+        if records != file.examples_in_shard:
+            raise UserError(
+                f'{file.filename} is missing or damaged: {records} records of '
+                f'{file.examples_in_shard}; copy it again, or make the data set again: {remedy}'
+            )
+    shards = tuple((file.skip, file.take, file.examples_in_shard) for file in files)
+    num_classes = info.features['label'].num_classes
+    records = builder.as_data_source(split)
+    opened = Split(info.full_name, split, image_shape, num_classes, records, shards)
+    opened[0]  # a data set of images of varying size is noticed here and not in the middle of a run
+    return opened
+
+
+def _num_records(path: str) -> int:
+    """Return how many records a file holds; ArrayRecord says 0 for a missing or a cut file."""
+    # No read-ahead: it would read megabytes only to count.
+    return array_record_module.ArrayRecordReader(path, 'readahead_buffer_size:0').num_records()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition('\n')[0]
+
+
+def _times(shape: Sequence[int | None]) -> str:
+    return 'x'.join(str(size) for size in shape)
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:16]

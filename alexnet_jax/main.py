@@ -1,0 +1,101 @@
+"""Train or evaluate AlexNet.
+
+python -m alexnet_jax.main --config=configs/digits.py [--workdir=DIR] [--data_dir=DIR]
+    [--mode=train|evaluate] [--dry_run] [--config.section.field=value ...]
+
+Exit codes: 0 done, 1 a bug (traceback), 2 yours to mend (one line), 143 saved and ended on SIGTERM.
+"""
+
+import logging
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+from absl import logging as absl_logging
+from etils import epath
+from ml_collections import config_flags
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.config import UserError
+from alexnet_jax.parallel import mesh
+from alexnet_jax.training import describe, experiment, loop
+
+_CONFIG = config_flags.DEFINE_config_file('config', help_string='The configuration, a Python file.')
+_WORKDIR = flags.DEFINE_string('workdir', '', 'Default: runs/ and the name of the config file.')
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir', '', 'Prepared data sets; else data.dir, TFDS_DATA_DIR, ~/tensorflow_datasets.'
+)
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print what would run, compile one step, end.')
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parse the command line; a mistake raises UserError instead of a traceback or two lines."""
+    try:
+        rest = flags.FLAGS(argv)
+        config = _CONFIG.value
+        if config is not None:
+            config.is_locked  # noqa: B018 - a config file that failed to load raises here, not before
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+        raise UserError(f'command line: {_one_line(error)}') from error
+    except (FileNotFoundError, ImportError) as error:
+        raise UserError(
+            f'the config file cannot be loaded: {_one_line(error)}; '
+            'run from the checkout, for example with --config=configs/digits.py'
+        ) from error
+    if len(rest) > 1:
+        raise UserError(f'command line: {rest[1]!r} is not a flag; flags begin with --')
+    if config is None:
+        raise UserError('--config is missing; for example --config=configs/digits.py')
+    return rest
+
+
+def run(argv: Sequence[str]) -> int:
+    """Do what the flags say; return the exit code."""
+    del argv
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax comments every save
+    config = _CONFIG.value
+    config_lib.validate(config)
+    with config.unlocked():
+        config.data.dir = config_lib.data_directory(_DATA_DIR.value, config.data.dir)
+    config.lock()
+
+    mesh.select_platform(config.parallel.cpu_devices)
+    workdir = epath.Path(_WORKDIR.value or _default_workdir())
+    if _DRY_RUN.value:
+        with_data = not (config.data.train_examples and config.data.image_shape)
+        print(describe.describe(experiment.build(config, with_data=with_data)))
+        return 0
+    if _MODE.value == 'evaluate':
+        loop.evaluate_checkpoint(config, workdir)
+        return 0
+    return loop.train(config, workdir)
+
+
+def _default_workdir() -> pathlib.Path:
+    return pathlib.Path('runs') / pathlib.Path(flags.FLAGS['config'].config_filename).stem
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return ' '.join(text.split())
+
+
+def main() -> None:
+    """Run as a command: one line and exit code 2 for a UserError."""
+    console = logging.getLogger('alexnet_jax')
+    console.setLevel(logging.INFO)
+    console.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
+    console.addHandler(handler)
+    try:
+        app.run(run, flags_parser=parse_flags)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,160 @@
+"""What a run shows: metrics.jsonl always, TensorBoard files, a console line, a profiler window."""
+
+import collections
+import contextlib
+import datetime
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import tensorboardX
+import tqdm
+from etils import epath
+
+_logger = logging.getLogger(__name__)
+
+
+class RunLog:
+    """Writes what happens in a run; fed by the `log` section.
+
+    `metrics.jsonl` has one flat object a line: step, epoch, kind ('train', 'eval' or 'event'),
+    time_s (seconds of this run, earlier starts included), then the metrics under their names.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        *,
+        start_step: int,
+        total_steps: int,
+        tensorboard: bool,
+        progress_bar: bool,
+        profile_steps: tuple[int, int],
+    ) -> None:
+        self._path = workdir / 'metrics.jsonl'
+        earlier_s = _drop_rows_after(self._path, start_step)
+        self._file = self._path.open('a')
+        self._began = time.monotonic() - earlier_s
+        self._board = (
+            tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step + 1)
+            if tensorboard
+            else None
+        )
+        self._bar = tqdm.tqdm(
+            total=total_steps,
+            initial=start_step,
+            unit='step',
+            dynamic_ncols=True,
+            disable=None if progress_bar else True,  # None: shown on a terminal only
+        )
+        self._total_steps = total_steps
+        self._profile_steps = profile_steps
+        self._profile_dir = workdir / 'profile'
+        self._profiling = False
+        self._spent: collections.Counter[str] = collections.Counter()
+        self._window: tuple[float, int] | None = None  # time and step of the last line
+
+    def __enter__(self) -> 'RunLog':
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._profiling:
+            jax.profiler.stop_trace()
+        self._bar.close()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    @contextlib.contextmanager
+    def spending(self, what: str) -> Iterator[None]:
+        """Count the time inside as 'data' (waiting for a batch) or as 'other' than training."""
+        began = time.monotonic()
+        yield
+        self._spent[what] += time.monotonic() - began
+
+    def train(self, step: int, epoch: float, metrics: Mapping[str, float], batch_size: int) -> None:
+        """Write one step's metrics with the speed since the last such line, evaluations left out."""
+        now = time.monotonic()
+        words = f'loss {metrics["train/loss"]:.4f}  top-1 error {metrics["train/top1_error"]:.3f}'
+        speed: dict[str, float] = {}
+        if self._window is not None:  # the first line holds the compilation
+            steps = step - self._window[1]
+            seconds = now - self._window[0] - self._spent['other']
+            speed['perf/images_per_second'] = steps * batch_size / seconds
+            speed['perf/data_wait'] = self._spent['data'] / seconds
+            left_s = round((self._total_steps - step) * seconds / steps)
+            words += (
+                f'  {speed["perf/images_per_second"]:.0f} images/s'
+                f'  data wait {speed["perf/data_wait"]:.0%}'
+                f'  time left {datetime.timedelta(seconds=left_s)}'
+            )
+        self._window, self._spent = (now, step), collections.Counter()
+        self._write('train', step, epoch, {**metrics, **speed})
+        with self._above_bar():
+            _logger.info('step %d/%d  epoch %.2f  %s', step, self._total_steps, epoch, words)
+
+    def evaluation(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
+        """Write the errors of an evaluation."""
+        self._write('eval', step, epoch, metrics)
+        words = '  '.join(f'{name[len("eval/") :]} {value:.4f}' for name, value in metrics.items())
+        with self._above_bar():
+            _logger.info('step %d  evaluation  %s', step, words)
+
+    def event(self, step: int, epoch: float, name: str, **details: Any) -> None:
+        """Write what happened, such as `resumed`."""
+        self._write('event', step, epoch, {'event': name, **details})
+        words = '  '.join(f'{key} {value}' for key, value in details.items())
+        with self._above_bar():
+            _logger.info('step %d  %s  %s', step, name, words)
+
+    def advance(self, step: int) -> None:
+        """Move the progress bar, and open or close the profiler window before the next step."""
+        self._bar.update(step - self._bar.n)
+        first, last = self._profile_steps
+        if not self._profiling and first <= step + 1 <= last:
+            jax.profiler.start_trace(str(self._profile_dir))
+            self._profiling = True
+        elif self._profiling and step >= last:
+            jax.profiler.stop_trace()
+            self._profiling = False
+            _logger.info('profile of steps %d to %d in %s', first, last, self._profile_dir)
+
+    def _write(self, kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+        row = {
+            'step': step,
+            'epoch': round(epoch, 4),
+            'kind': kind,
+            'time_s': round(time.monotonic() - self._began, 3),
+            **values,
+        }
+        self._file.write(json.dumps(row) + '\n')
+        self._file.flush()
+        if self._board is not None and kind != 'event':
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    @contextlib.contextmanager
+    def _above_bar(self) -> Iterator[None]:
+        """Let a console line pass without tearing the progress bar."""
+        with tqdm.tqdm.external_write_mode():
+            yield
+
+
+def read_rows(path: epath.Path) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.jsonl; a last line torn by a kill is left out."""
+    lines = path.read_text().split('\n') if path.exists() else []
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _drop_rows_after(path: epath.Path, step: int) -> float:
+    """Keep what led to `step`, so that steps done again stand once; return the last time_s kept."""
+    rows = read_rows(path)
+    kept = [row for row in rows if row['step'] <= step]
+    if path.exists():
+        temporary = path.with_suffix('.tmp')
+        temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+        temporary.rename(path)
+    return kept[-1]['time_s'] if kept else 0.0

@@ -1,0 +1,220 @@
+"""AlexNet, in the order of the paper's Fig. 2.
+
+Two towers see the same image. They exchange activations at conv3, fc6, fc7 and fc8, nowhere else
+(Paper 3.2 and Fig. 2). How many devices a copy of the network lives on is the matter of the
+`Collectives` handed in; the numbers are the same for all of them.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from alexnet_jax.network.layers import (
+    Dense,
+    TowerConvolution,
+    Towers,
+    dropout,
+    local_response_norm,
+    max_pool,
+)
+from alexnet_jax.parallel.collectives import Collectives
+
+Activations = dict[str, jax.Array]
+
+
+class AlexNet(nn.Module):
+    """The network of Paper 3.5; every field is a field of the configuration's `model` section.
+
+    A convolution with 0 features is absent (conv6 is that of the paper's CNN*, Paper 6). The shapes
+    beside the lines are those of the paper's network, both towers together.
+    """
+
+    num_classes: int
+    towers: int
+    conv1: Mapping[str, Any]
+    conv2: Mapping[str, Any]
+    conv3: Mapping[str, Any]
+    conv4: Mapping[str, Any]
+    conv5: Mapping[str, Any]
+    conv6: Mapping[str, Any]
+    fc6: Mapping[str, Any]
+    fc7: Mapping[str, Any]
+    fc8: Mapping[str, Any]
+    lrn: Mapping[str, Any]
+    dropout: float
+    dtype: str
+    collectives: Collectives = Collectives()
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, rows: jax.Array, dropout_key: jax.Array | None = None
+    ) -> tuple[jax.Array, Activations]:
+        """Return the logits and the named activations.
+
+        Args:
+          images: float [rows of this shard, H, W, C], mean subtracted, 0-255 scale.
+          rows: int32 [rows of this copy], each example's index in the global batch.
+          dropout_key: typed key, the same on every device; None at test time.
+
+        Returns:
+          logits, float32 at least [rows of this copy, num_classes]; and this device's part of the
+          activations: `conv1` .. after the ReLU, `lrn1` .., `pool1` .., `fc6` .. after the dropout,
+          `fc8` the logits. Convolutions: [rows of this shard, H, W, channels / tower].
+        """
+        seen: Activations = {}
+        x = (images.astype(self.dtype),) * (self.towers // self.collectives.tower)
+        x = self._convolution('conv1', x, seen)  # [batch, 27, 27, 96]
+        x = self._convolution('conv2', x, seen)  # [batch, 13, 13, 256]
+        x = self._convolution('conv3', x, seen)  # [batch, 13, 13, 384], sees both towers
+        x = self._convolution('conv4', x, seen)  # [batch, 13, 13, 384]
+        x = self._convolution('conv5', x, seen)  # [batch, 6, 6, 256]
+        x = self._convolution('conv6', x, seen)  # [batch, 6, 6, 256], in CNN* only
+        x = self._join_at_fc6(x)  # [batch, 9216]
+        x = self._dense('fc6', x, rows, dropout_key, seen)  # [batch, 4096]
+        with jax.named_scope('fc7'):
+            x = self.collectives.join_features(x)
+        x = self._dense('fc7', x, rows, dropout_key, seen)  # [batch, 4096]
+        x = self._logits(x, seen)  # [batch, 1000]
+        return x, seen
+
+    def _convolution(self, name: str, towers: Towers, seen: Activations) -> Towers:
+        """Convolution, ReLU (Paper 3.1), response normalisation (3.3), pooling (3.4)."""
+        layer = dict(getattr(self, name))
+        if layer['features'] == 0:
+            return towers
+        lrn, window, stride = (layer.pop(k) for k in ('lrn', 'pool_window', 'pool_stride'))
+        if layer.pop('sees_both_towers', False):  # conv1 has no such field: it sees the image
+            towers = self._both_towers(name, towers)
+        towers = TowerConvolution(
+            **layer,
+            towers=self.towers,
+            towers_here=len(towers),
+            dtype=jnp.dtype(self.dtype),
+            param_dtype=self._param_dtype,
+            name=name,
+        )(towers)
+        towers = self._each(name, nn.relu, towers, seen)
+        if lrn:
+            norm = functools.partial(local_response_norm, **self.lrn)
+            towers = self._each(name.replace('conv', 'lrn'), norm, towers, seen)
+        if window:
+            pool = functools.partial(max_pool, window=window, stride=stride)
+            towers = self._each(name.replace('conv', 'pool'), pool, towers, seen)
+        return towers
+
+    def _both_towers(self, name: str, towers: Towers) -> Towers:
+        """Hand every tower the channels of both: [batch, H, W, C / towers] -> [batch, H, W, C]."""
+        with jax.named_scope(name):
+            joined = self.collectives.join_towers(jnp.concatenate(towers, axis=-1))
+        return (joined,) * len(towers)
+
+    def _join_at_fc6(self, towers: Towers) -> jax.Array:
+        """Flatten the last maps of both towers: -> [rows of this copy, H * W * C]."""
+        with jax.named_scope('fc6'):
+            joined = self.collectives.join_towers(jnp.concatenate(towers, axis=-1))
+            joined = self.collectives.join_batch(joined)
+        return joined.reshape(joined.shape[0], -1)
+
+    def _dense(
+        self,
+        name: str,
+        x: jax.Array,
+        rows: jax.Array,
+        dropout_key: jax.Array | None,
+        seen: Activations,
+    ) -> jax.Array:
+        """Fully connected layer, ReLU, dropout (Paper 4.2): this device's units of the layer."""
+        layer = dict(getattr(self, name))
+        units = layer.pop('features')
+        here = units // self.collectives.model
+        product, bias = Dense(
+            **layer,
+            features=here,
+            dtype=jnp.dtype(self.dtype),
+            param_dtype=self._param_dtype,
+            name=name,
+        )(x)
+        with jax.named_scope(name):
+            x = dropout(
+                nn.relu(product + bias[None]),
+                rate=self.dropout,
+                key=None if dropout_key is None else jax.random.fold_in(dropout_key, int(name[2:])),
+                rows=rows,
+                units=units,
+                first=self.collectives.model_index() * here,
+            )
+        seen[name] = x
+        return x
+
+    def _logits(self, x: jax.Array, seen: Activations) -> jax.Array:
+        """fc8 on this device's inputs, summed over the devices of one copy; then the bias."""
+        partial, bias = Dense(
+            **self.fc8,
+            features=self.num_classes,
+            dtype=jnp.dtype(self.dtype),
+            param_dtype=self._param_dtype,
+            kernel_axes=(('tower', 'shard'), None),
+            bias_axes=(None,),
+            name='fc8',
+        )(x)
+        wide = np.promote_types(jnp.dtype(self.dtype), np.float32)
+        with jax.named_scope('fc8'):
+            logits = self.collectives.sum_over_model(partial.astype(wide)) + bias.astype(wide)[None]
+        seen['fc8'] = logits
+        return logits
+
+    def _each(self, name: str, function: Any, towers: Towers, seen: Activations) -> Towers:
+        with jax.named_scope(name):
+            towers = tuple(map(function, towers))
+        seen[name] = jnp.concatenate(towers, axis=-1)
+        return towers
+
+    @property
+    def _param_dtype(self) -> jnp.dtype:
+        """Weights are float32 whatever the compute dtype, but float64 for float64."""
+        return np.promote_types(jnp.dtype(self.dtype), np.float32)
+
+
+def abstract_variables(model: AlexNet, image_shape: tuple[int, ...]) -> Any:
+    """Return shapes, dtypes and partitioning of the parameters, of the whole network."""
+    whole = model.clone(collectives=Collectives())
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    rows = jax.ShapeDtypeStruct((1,), jnp.int32)
+    return jax.eval_shape(whole.init, jax.random.key(0), images, rows)['params']
+
+
+def init_parameters(model: AlexNet, image_shape: tuple[int, ...], key: jax.Array) -> Any:
+    """Draw the parameters of the whole network: `{layer: {kernel, bias}}`, the same on any mesh."""
+    whole = model.clone(collectives=Collectives())
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    return nn.meta.unbox(whole.init(key, images, jnp.zeros(1, jnp.int32))['params'])
+
+
+def count_macs(model: AlexNet, image_shape: tuple[int, ...]) -> dict[str, int]:
+    """Return the multiply-accumulates of one image's forward pass, by layer."""
+    whole = model.clone(collectives=Collectives())
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    rows = jax.ShapeDtypeStruct((1,), jnp.int32)
+    (_, seen), variables = jax.eval_shape(whole.init_with_output, jax.random.key(0), images, rows)
+    params = nn.meta.unbox(variables['params'])
+    # A kernel of H x W x I x O is used once at each position of the layer's output.
+    return {
+        name: math.prod(layer['kernel'].shape) * math.prod(seen[name].shape[1:-1])
+        for name, layer in params.items()
+    }
+
+
+def training_flops(macs: Mapping[str, int]) -> int:
+    """Return the floating point operations of one image's training step, 2 for each MAC.
+
+    Forward, gradient of the weights, gradient of the input; the first layer needs no gradient of its
+    input.
+    """
+    first = next(iter(macs))
+    return 2 * (3 * sum(macs.values()) - macs[first])

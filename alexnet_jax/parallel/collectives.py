@@ -1,0 +1,92 @@
+"""The few collectives that a per-device step may use, by name.
+
+A step is written for one device and never mentions an axis; it calls these. On an axis of one device
+each of them is the identity, so the same step runs on one device without communication.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+AXES = ('data', 'tower', 'shard')
+MODEL_AXES = ('tower', 'shard')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collectives:
+    """Collectives on a mesh of `data` x `tower` x `shard` devices; the default is one device."""
+
+    data: int = 1
+    tower: int = 1
+    shard: int = 1
+
+    @property
+    def model(self) -> int:
+        """Number of devices that hold one copy of the network."""
+        return self.tower * self.shard
+
+    def gather_images(self, images: jax.Array) -> jax.Array:
+        """Bring the rows of the tower's partners together; uint8, forward only. [rows, H, W, C]."""
+        return self._gather(images, ('tower',), axis=0)
+
+    def join_towers(self, x: jax.Array) -> jax.Array:
+        """Concatenate the towers' channels: [rows, H, W, C / tower] -> [rows, H, W, C]."""
+        return self._gather(x, ('tower',), axis=-1)
+
+    def join_batch(self, x: jax.Array) -> jax.Array:
+        """Concatenate the shards' rows, from convolutions to fully connected layers."""
+        return self._gather(x, ('shard',), axis=0)
+
+    def join_features(self, x: jax.Array) -> jax.Array:
+        """Concatenate the units of a fully connected layer: [rows, F / model] -> [rows, F]."""
+        return self._gather(x, MODEL_AXES, axis=-1)
+
+    def sum_over_model(self, x: jax.Array) -> jax.Array:
+        """Add the partial logits of the devices that share one copy. [rows, classes]."""
+        return lax.psum(x, MODEL_AXES) if self.model > 1 else x
+
+    def sum_gradients(self, gradients: Any, specs: Any) -> Any:
+        """Turn gradients of (local loss / model) into those of the global mean loss.
+
+        Each gradient is summed over every model axis that its PartitionSpec does not name, then
+        averaged over `data`. The loss must have been divided by `model` and not reduced inside
+        `jax.grad`: without replication checks psum transposes to psum.
+        """
+
+        def over_model(gradient: jax.Array, spec: P) -> jax.Array:
+            named = {a for part in spec for a in ((part,) if isinstance(part, str) else part or ())}
+            axes = [a for a in MODEL_AXES if a not in named and getattr(self, a) > 1]
+            return lax.psum(gradient, tuple(axes)) if axes else gradient
+
+        return self.mean_over_data(jax.tree.map(over_model, gradients, specs))
+
+    def mean_over_data(self, tree: Any) -> Any:
+        """Average every leaf over the copies of the network."""
+        return lax.pmean(tree, 'data') if self.data > 1 else tree
+
+    def sum_over_data(self, tree: Any) -> Any:
+        """Add every leaf over the copies of the network."""
+        return lax.psum(tree, 'data') if self.data > 1 else tree
+
+    def data_index(self) -> jax.Array:
+        """Index of this device's copy, int32 scalar."""
+        return self._index('data')
+
+    def shard_index(self) -> jax.Array:
+        """Index of this device along `shard`, int32 scalar."""
+        return self._index('shard')
+
+    def model_index(self) -> jax.Array:
+        """Position of this device's units in a fully connected layer, int32 scalar."""
+        return self._index('tower') * self.shard + self._index('shard')
+
+    def _index(self, axis: str) -> jax.Array:
+        return lax.axis_index(axis) if getattr(self, axis) > 1 else jnp.int32(0)
+
+    def _gather(self, x: jax.Array, axes: tuple[str, ...], axis: int) -> jax.Array:
+        axes = tuple(a for a in axes if getattr(self, a) > 1)
+        return lax.all_gather(x, axes, axis=axis % x.ndim, tiled=True) if axes else x

@@ -1,0 +1,94 @@
+"""Where one copy of the network lives and how many copies there are.
+
+Three mesh axes: `data` counts the copies; one copy lies on `tower` x `shard` devices. Along `tower`
+each device holds one tower, as in 2012 (Paper 3.2). Along `shard` the convolutions split the batch
+and the fully connected layers split their weights, as in "One weird trick" (Krizhevsky, 2014).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax.config import UserError
+from alexnet_jax.parallel.collectives import AXES, Collectives
+
+# Each image goes to one device only; `gather_images` brings a tower's partners together.
+IMAGES = P(('data', 'shard', 'tower'))
+LABELS = P('data')
+REPLICATED = P()
+
+
+def select_platform(cpu_devices: int) -> None:
+    """Take the CPU with this many devices, or for 0 whatever JAX finds. Call it before any JAX use."""
+    if cpu_devices > 0:
+        try:
+            jax.config.update('jax_platforms', 'cpu')
+            jax.config.update('jax_num_cpu_devices', cpu_devices)
+        except RuntimeError as error:
+            if jax.default_backend() != 'cpu' or jax.device_count() < cpu_devices:
+                raise UserError(
+                    f'config.parallel.cpu_devices = {cpu_devices} comes too late, JAX runs already '
+                    f'on {jax.device_count()} {jax.default_backend()} devices; start a new process'
+                ) from error
+
+
+def make_mesh(*, data: int, model: int, cpu_devices: int, towers: int) -> Mesh:
+    """Return the mesh `('data', 'tower', 'shard')` for a network of `towers` towers.
+
+    `model` devices hold one copy, `data` copies (-1: as many as the devices allow).
+    Raises UserError when the devices do not suffice.
+    """
+    del cpu_devices  # acted on before JAX started, in `select_platform`
+    devices = jax.devices()
+    copies = len(devices) // model if data == -1 else data
+    if copies * model > len(devices) or copies == 0:
+        raise UserError(
+            f'config.parallel.data = {data} x parallel.model = {model} needs '
+            f'{max(copies, 1) * model} devices and there are {len(devices)}; '
+            f'lower them, or set parallel.cpu_devices = {max(copies, 1) * model} to try it on the CPU'
+        )
+    tower = towers if model >= towers else 1
+    shape = (copies, tower, model // tower)
+    return Mesh(np.asarray(devices[: copies * model]).reshape(shape), AXES)
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulation_steps: int, field: str) -> None:
+    """Raise UserError unless every device gets the same number of rows in each part of the batch."""
+    parts = mesh.size * accumulation_steps
+    if batch_size % parts:
+        raise UserError(
+            f'config.{field} = {batch_size} must divide by {parts} '
+            f'({mesh.size} devices x {accumulation_steps} accumulation steps)'
+        )
+
+
+def collectives(mesh: Mesh) -> Collectives:
+    """Return the collectives of a per-device step on this mesh."""
+    return Collectives(**mesh.shape)
+
+
+def shardings(mesh: Mesh, specs: Any) -> Any:
+    """Return a NamedSharding for each PartitionSpec of a tree."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P)
+    )
+
+
+def per_device(
+    step: Callable[..., Any],
+    mesh: Mesh,
+    in_specs: Any,
+    out_specs: Any,
+    donate: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+    """Return `step`, written for one device, as one jitted function of global arrays.
+
+    `check_vma=False`: the gradient rule of `Collectives.sum_gradients` is written for it, and it is
+    what `jax.pmap` uses, so both give the same numbers.
+    """
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return jax.jit(mapped, donate_argnums=donate)

@@ -1,0 +1,280 @@
+"""Checkpoints: written by Orbax in the background, sealed with digests, checked before any use.
+
+The only file that knows Orbax, which restores a flipped bit without an error. So each committed step
+gets `manifest.json`, the SHA-256 of every one of its files, written last; a step without a manifest is
+not finished, a step that differs from it is damaged, and neither is ever loaded.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import operator
+import threading
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import serialization, traverse_util
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from alexnet_jax.config import UserError
+
+_logger = logging.getLogger(__name__)
+_BEST = 'eval/top1_error'
+_MANIFEST = 'manifest.json'
+_COMMITTED = '_CHECKPOINT_METADATA'  # in a step's directory once Orbax has renamed it
+
+
+class Restored(NamedTuple):
+    """A checkpoint in memory."""
+
+    step: int
+    state: Any
+    meta: dict[str, Any]
+    evaluated: bool  # the errors of this very step are known
+
+
+class Checkpoints:
+    """The checkpoints of one run in WORKDIR/checkpoints/STEP/; fed by the `checkpoint` section."""
+
+    def __init__(
+        self, workdir: epath.Path, *, save_every_steps: int, keep_latest: int, keep_best: int
+    ) -> None:
+        self._directory = workdir / 'checkpoints'
+        self._damaged = workdir / 'damaged'
+        self._save_every_steps = save_every_steps
+        self._sealer = futures.ThreadPoolExecutor(1, 'seal')
+        self._sealing: futures.Future | None = None
+        self._stop_sealing = threading.Event()
+        error = operator.itemgetter(_BEST)
+        keep = [
+            preservation_policy.LatestN(keep_latest),
+            preservation_policy.BestN(
+                get_metric_fn=error,
+                reverse=True,  # the last of a descending order: the smallest error
+                n=keep_best,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            item_handlers={
+                'state': ocp.StandardCheckpointHandler(),
+                'meta': ocp.JsonCheckpointHandler(),
+            },
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
+                best_fn=error,  # without it Orbax does not write the metrics
+                best_mode='min',
+                cleanup_tmp_directories=True,
+                save_root_metadata=False,
+            ),
+        )
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self._sealer.shutdown()
+            self._manager.close()
+
+    def due(self, step: int) -> bool:
+        """Say whether `save_every_steps` asks for a save after `step` steps."""
+        return self._save_every_steps > 0 and step % self._save_every_steps == 0
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        meta: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begin to save; `metrics`, if the step was evaluated, decide which step is the best.
+
+        The state may be donated as soon as this returns. Saving a step that is saved does nothing.
+        """
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_to_tree(state)), meta=ocp.args.JsonSave(dict(meta))
+            ),
+            metrics=dict(metrics) if metrics else None,
+            force=True,
+        )
+        if jax.process_index() == 0:
+            self._stop_sealing.clear()
+            self._sealing = self._sealer.submit(self._seal, step)
+
+    def _seal(self, step: int) -> None:
+        """Wait for the commit of a step, then write its manifest."""
+        directory = self._directory / str(step)
+        while not (directory / _COMMITTED).exists():
+            if self._stop_sealing.wait(0.02):
+                return
+        write_manifest(directory)
+
+    def wait(self) -> None:
+        """Wait until the save under way, if any, is committed and sealed; raise what went wrong."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except BaseException:
+            self._stop_sealing.set()
+            raise
+        finally:
+            sealing, self._sealing = self._sealing, None
+            if sealing is not None:
+                sealing.result()
+
+    def restore(
+        self,
+        abstract_state: Any,
+        check_meta: Callable[[dict[str, Any]], None],
+        *,
+        which: str = 'latest',
+        set_aside: bool = False,
+    ) -> Restored | None:
+        """Restore the newest sound checkpoint, or the best; None when there is none at all.
+
+        Args:
+          abstract_state: shape, dtype and sharding of every leaf; any mesh will do.
+          check_meta: raises UserError when the saved run is not this one; called first.
+          which: 'latest' or 'best'.
+          set_aside: move damaged and unfinished steps to WORKDIR/damaged, so that training can save
+            those steps anew.
+
+        Raises:
+          UserError: the state does not fit, or every finished checkpoint is damaged.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if which == 'best' and (best := self._manager.best_step()) is not None:
+            steps = [best]
+        bad: dict[int, str] = {}
+        for step in steps:
+            if (problem := find_damage(self._directory / str(step))) is None:
+                break
+            bad[step] = problem
+            _logger.warning('checkpoint %d is not used: %s', step, problem)
+        sound = [step for step in steps if step not in bad][:1]
+        damaged = [s for s in bad if (self._directory / str(s) / _MANIFEST).exists()]
+        if damaged and not sound:
+            raise UserError(
+                f'no checkpoint in {self._directory} is sound: {damaged[0]}: {bad[damaged[0]]}; '
+                'restore one from a copy, or choose another --workdir to start anew'
+            )
+        if set_aside:
+            for step in bad:
+                self._set_aside(step)
+        return self._restore_step(sound[0], abstract_state, check_meta) if sound else None
+
+    def _restore_step(self, step, abstract_state, check_meta) -> Restored:
+        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        check_meta(meta['meta'])
+        tree = _to_tree(abstract_state)
+        self._check_leaves(step, tree)
+        state = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(tree))
+        )['state']
+        evaluated = self._manager.metrics(step) is not None
+        return Restored(step, _from_tree(abstract_state, state), meta['meta'], evaluated)
+
+    def _check_leaves(self, step: int, tree: Any) -> None:
+        """Compare names, shapes and dtypes before Orbax would cast a dtype in silence."""
+        saved = self._manager.item_metadata(step)['state']
+        have = {k: (v.shape, np.dtype(v.dtype)) for k, v in _flat(saved).items()}
+        want = {k: (v.shape, np.dtype(v.dtype)) for k, v in _flat(tree).items()}
+        for name in sorted(have.keys() | want.keys()):
+            if have.get(name) != want.get(name):
+                raise UserError(
+                    f'checkpoint {self._directory / str(step)} does not fit this configuration: '
+                    f'{name} is {_describe(have.get(name))} there and {_describe(want.get(name))} '
+                    'here; use the configuration of that run or another --workdir'
+                )
+
+    def _set_aside(self, step: int) -> None:
+        """Move a step to WORKDIR/damaged, beside what is there already."""
+        self._damaged.mkdir(parents=True, exist_ok=True)
+        names = (self._damaged / f'{step}-{count}' for count in itertools.count(1))
+        (self._directory / str(step)).rename(next(n for n in names if not n.exists()))
+        self._manager.reload()
+
+
+def write_manifest(directory: epath.Path) -> None:
+    """Write the SHA-256 of every file below a step's directory: to a temporary name, then rename."""
+    digests = {name: _sha256(directory / name) for name in _files(directory)}
+    temporary = directory / f'{_MANIFEST}.tmp'
+    temporary.write_text(json.dumps({'format': 1, 'files': digests}, indent=1))
+    temporary.rename(directory / _MANIFEST)
+
+
+def find_damage(directory: epath.Path) -> str | None:
+    """Say in a few words what is wrong with a step's directory; None for nothing."""
+    try:
+        digests = json.loads((directory / _MANIFEST).read_text())['files']
+    except FileNotFoundError:
+        return 'its save was not finished (no manifest.json)'
+    except (ValueError, KeyError, TypeError):
+        return 'its manifest.json is damaged'
+    for name in sorted(digests.keys() | set(_files(directory))):
+        if name not in digests:
+            return f'{name} is not in its manifest.json'
+        if not (directory / name).exists():
+            return f'its file {name} is missing'
+        if _sha256(directory / name) != digests[name]:
+            return f'its file {name} has changed since it was written'
+    return None
+
+
+def parameters_sha256(params: Any) -> str:
+    """Return the SHA-256 over name, dtype, shape and little-endian bytes of all parameters."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(_flat(params).items()):
+        array = np.asarray(jax.device_get(leaf))
+        array = array.astype(array.dtype.newbyteorder('<'))
+        digest.update(f'{name} {array.dtype.name} {array.shape} '.encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _files(directory: epath.Path) -> list[str]:
+    paths = [root / file for root, _, files in directory.walk() for file in files]
+    names = [str(path.relative_to(directory)) for path in paths]
+    return sorted(name for name in names if not name.startswith(_MANIFEST))
+
+
+def _sha256(path: epath.Path) -> str:
+    with contextlib.closing(path.open('rb')) as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _to_tree(state: Any) -> dict[str, Any]:
+    """Return the state as nested dicts without empty nodes: what the checkpoint's names mean."""
+    return traverse_util.unflatten_dict(
+        traverse_util.flatten_dict(serialization.to_state_dict(state))
+    )
+
+
+def _from_tree(template: Any, tree: Mapping[str, Any]) -> Any:
+    flat = traverse_util.flatten_dict(serialization.to_state_dict(template), keep_empty_nodes=True)
+    flat |= traverse_util.flatten_dict(dict(tree))
+    return serialization.from_state_dict(template, traverse_util.unflatten_dict(flat))
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    return traverse_util.flatten_dict(dict(tree), sep='.')
+
+
+def _describe(leaf: tuple | None) -> str:
+    return f'{leaf[1].name}{list(leaf[0])}' if leaf else 'absent'

@@ -1,0 +1,97 @@
+"""Exact top-1 and top-5 errors: every example once, by one centre crop and by the paper's ten views."""
+
+import collections
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from alexnet_jax.data.augment import Augment
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.training.step import copy_rows
+
+_IN_FLIGHT = 2  # batches on the devices at a time; more would only fill their memory
+
+
+def eval_step(
+    params: Any, batch: Any, statistics: Any, *, model: AlexNet, augment: Augment, views: int
+) -> dict[str, jax.Array]:
+    """Count the errors of one batch on one device.
+
+    Args:
+      params: this device's shards.
+      batch: `images` uint8 [rows of this device, H, W, C]; `labels` int32 and `mask` [rows of this
+        copy], the mask 0 for padding.
+      statistics: what `Augment` takes.
+      model, augment: built from their sections.
+      views: 1, or 10 for the average of ten views' softmax outputs as well (Paper 4.1).
+
+    Returns:
+      Sums over the global batch: `examples`, `top1` and `top5` (errors, int32), `loss` (float), of the
+      centre crop; with ten views `top1_10_views` and `top5_10_views`.
+    """
+    collectives = model.collectives
+    images = collectives.gather_images(batch.images)
+    rows = copy_rows(model, batch.labels.shape[0])
+
+    def logits_of(view):
+        crops = augment.view(images, statistics, *view)
+        return model.apply({'params': params}, crops, rows)[0]
+
+    logits = jax.lax.map(logits_of, augment.view_corners(images.shape[1:], views))
+    real = batch.mask.astype(bool)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits[0], batch.labels)
+    sums = {
+        'examples': jnp.sum(real, dtype=jnp.int32),
+        'loss': jnp.sum(jnp.where(real, losses, 0)),
+        **_errors(logits[0], batch.labels, real, ''),
+    }
+    if views == 10:
+        probabilities = jnp.mean(jax.nn.softmax(logits), axis=0)
+        sums |= _errors(probabilities, batch.labels, real, '_10_views')
+    return collectives.sum_over_data(sums)
+
+
+def _errors(
+    scores: jax.Array, labels: jax.Array, real: jax.Array, suffix: str
+) -> dict[str, jax.Array]:
+    """Count examples whose label is not the first, or not among the five first; ties by index."""
+    _, best = jax.lax.top_k(scores, min(5, scores.shape[-1]))
+    hits = best == labels[:, None]
+    return {
+        f'top1{suffix}': jnp.sum(real & ~hits[:, 0], dtype=jnp.int32),
+        f'top5{suffix}': jnp.sum(real & ~jnp.any(hits, axis=-1), dtype=jnp.int32),
+    }
+
+
+def evaluate(
+    step: Callable[..., dict[str, jax.Array]],
+    params: Any,
+    statistics: Any,
+    batches: Iterable[Any],
+    num_examples: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Evaluate every example exactly once and return the metrics, `eval/top1_error` and so on.
+
+    Returns None when `stop` asked for an end midway. Raises AssertionError when the examples counted
+    are not the examples there are.
+    """
+    totals: collections.Counter = collections.Counter()
+    pending: collections.deque = collections.deque()
+    for batch in itertools.chain(batches, [None] * _IN_FLIGHT):
+        if stop():
+            return None
+        if batch is not None:
+            pending.append(step(params, batch, statistics))
+        if pending and (batch is None or len(pending) > _IN_FLIGHT):
+            totals.update({k: v.item() for k, v in jax.device_get(pending.popleft()).items()})
+    examples = totals.pop('examples')
+    assert examples == num_examples, f'evaluated {examples} examples of {num_examples}'
+    loss = totals.pop('loss') / examples
+    by_length = sorted(totals.items(), key=lambda item: (len(item[0]), item[0]))  # one crop first
+    errors = {f'eval/{name[:4]}_error{name[4:]}': count / examples for name, count in by_length}
+    return {'eval/loss': loss, **errors}

@@ -1,0 +1,159 @@
+"""One configuration made into its parts: mesh, data, network, optimizer, compiled steps."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.config import Plan
+from alexnet_jax.data import pipeline
+from alexnet_jax.data.augment import Augment
+from alexnet_jax.data.pipeline import Batch
+from alexnet_jax.data.sources import Dataset
+from alexnet_jax.data.stats import Statistics
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.parallel import mesh as mesh_lib
+from alexnet_jax.training.evaluate import eval_step
+from alexnet_jax.training.optim import Optimizer, make_optimizer
+from alexnet_jax.training.step import TrainState, init_state, state_specs, train_step
+
+BATCH_SPECS = Batch(images=mesh_lib.IMAGES, labels=mesh_lib.LABELS, mask=mesh_lib.LABELS)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """The parts of one run. `dataset` and `statistics` are None in a dry run without data."""
+
+    config: ml_collections.ConfigDict
+    mesh: Mesh
+    plan: Plan
+    image_shape: tuple[int, ...]  # of the stored images
+    dataset: Dataset | None
+    host_statistics: Statistics | None
+    model: AlexNet
+    optimizer: Optimizer
+    augment: Augment
+
+    @property
+    def crop_shape(self) -> tuple[int, ...]:
+        """What the network sees: (crop_px, crop_px, channels)."""
+        return (self.augment.crop_px, self.augment.crop_px, self.image_shape[-1])
+
+    @functools.cached_property
+    def specs(self) -> TrainState:
+        """PartitionSpec of every leaf of the state."""
+        return state_specs(self.model, self.optimizer, self.crop_shape)
+
+    @functools.cached_property
+    def state_shardings(self) -> TrainState:
+        """NamedSharding of every leaf of the state."""
+        return mesh_lib.shardings(self.mesh, self.specs)
+
+    @property
+    def batch_shardings(self) -> Batch:
+        """NamedSharding of a batch."""
+        return mesh_lib.shardings(self.mesh, BATCH_SPECS)
+
+    @functools.cached_property
+    def statistics(self) -> Statistics:
+        """Mean image and colour statistics on every device, in the compute dtype, float32 at least."""
+        dtype = np.float64 if self.config.model.dtype == 'float64' else np.float32
+        everywhere = NamedSharding(self.mesh, mesh_lib.REPLICATED)
+        return jax.tree.map(
+            lambda x: jax.device_put(np.asarray(x, dtype), everywhere), self.host_statistics
+        )
+
+    def _init(self) -> TrainState:
+        return init_state(self.model, self.optimizer, self.crop_shape, self.config.seed)
+
+    def init_state(self) -> TrainState:
+        """Draw the state where it belongs: no device ever holds the whole of a split array."""
+        return jax.jit(self._init, out_shardings=self.state_shardings)()
+
+    def abstract_state(self) -> TrainState:
+        """Return shape, dtype and sharding of every leaf of the state."""
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            jax.eval_shape(self._init),
+            self.state_shardings,
+        )
+
+    @functools.cached_property
+    def train_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+        """The jitted step of global arrays, `(state, batch, statistics) -> (state, metrics)`."""
+        step = functools.partial(
+            train_step,
+            model=self.model,
+            optimizer=self.optimizer,
+            augment=self.augment,
+            param_specs=self.specs.params,
+            seed=self.config.seed,
+            accumulation_steps=self.config.training.accumulation_steps,
+        )
+        return mesh_lib.per_device(
+            step,
+            self.mesh,
+            in_specs=(self.specs, BATCH_SPECS, mesh_lib.REPLICATED),
+            out_specs=(self.specs, mesh_lib.REPLICATED),
+            donate=(0,),
+        )
+
+    @functools.cache  # noqa: B019 - one experiment lives as long as its process
+    def eval_step(self, views: int) -> Callable[..., dict[str, jax.Array]]:
+        """The jitted evaluation of global arrays, `(params, batch, statistics) -> sums`."""
+        step = functools.partial(eval_step, model=self.model, augment=self.augment, views=views)
+        return mesh_lib.per_device(
+            step,
+            self.mesh,
+            in_specs=(self.specs.params, BATCH_SPECS, mesh_lib.REPLICATED),
+            out_specs=mesh_lib.REPLICATED,
+        )
+
+
+def build(config: ml_collections.ConfigDict, *, with_data: bool = True) -> Experiment:
+    """Make the parts of a validated configuration; raise UserError for what does not fit.
+
+    With `with_data=False` the data set is not opened and its sizes are those that the `data` section
+    expects.
+    """
+    mesh = mesh_lib.make_mesh(**config.parallel, towers=config.model.towers)
+    mesh_lib.check_batch(
+        mesh,
+        config.training.batch_size,
+        config.training.accumulation_steps,
+        'training.batch_size',
+    )
+    mesh_lib.check_batch(mesh, config.evaluation.batch_size, 1, 'evaluation.batch_size')
+    if with_data:
+        dataset, statistics = pipeline.load(**config.data)
+        image_shape, num_examples = dataset.image_shape, len(dataset.train)
+        check_classes(dataset, config.model.num_classes)
+    else:
+        dataset, statistics = None, None
+        image_shape, num_examples = config.data.image_shape, config.data.train_examples
+    plan = config_lib.make_plan(**config.training, num_examples=num_examples)
+    return Experiment(
+        config=config,
+        mesh=mesh,
+        plan=plan,
+        image_shape=image_shape,
+        dataset=dataset,
+        host_statistics=statistics,
+        model=AlexNet(**config.model.to_dict(), collectives=mesh_lib.collectives(mesh)),
+        optimizer=make_optimizer(**config.optim, first_step=plan.first_step),
+        augment=Augment(**config.augment),
+    )
+
+
+def check_classes(dataset: Dataset, num_classes: int) -> None:
+    """Raise UserError unless the network has one output for each class of the data."""
+    if dataset.num_classes != num_classes:
+        raise config_lib.UserError(
+            f'config.model.num_classes = {num_classes}, but {dataset.full_name} has '
+            f'{dataset.num_classes} classes; set --config.model.num_classes={dataset.num_classes}'
+        )

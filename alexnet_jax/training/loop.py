@@ -1,0 +1,259 @@
+"""Training from the first step to the last, and evaluation of what was saved."""
+
+import collections
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.config import UserError
+from alexnet_jax.data import pipeline
+from alexnet_jax.metrics import RunLog
+from alexnet_jax.training import guard
+from alexnet_jax.training.checkpoint import Checkpoints, parameters_sha256
+from alexnet_jax.training.evaluate import evaluate
+from alexnet_jax.training.experiment import Experiment, build
+from alexnet_jax.training.step import TrainState
+
+_logger = logging.getLogger(__name__)
+_IN_FLIGHT = 2  # steps dispatched ahead of the one whose loss is looked at
+
+
+def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> int:
+    """Train until the configured end, from the newest checkpoint if there is one.
+
+    Returns the exit code: 0, or 128 + the signal's number after a signal, the state saved.
+    Raises UserError for what the user can mend.
+    """
+    experiment = build(config)
+    plan = experiment.plan
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(guard.workdir_lock(workdir))
+        stop = stack.enter_context(guard.StopSignal())
+        checkpoints = stack.enter_context(Checkpoints(workdir, **config.checkpoint))
+        state, start, evaluated, event = _resume_or_init(experiment, checkpoints)
+        if start >= plan.total_steps and evaluated:
+            print(f'nothing to train: {workdir} is at step {start} of {plan.total_steps}')
+            return 0
+        _save_description(experiment, workdir)
+        log = stack.enter_context(
+            RunLog(workdir, start_step=start, total_steps=plan.total_steps, **config.log)
+        )
+        run = _Run(experiment, checkpoints, log, stop)
+        log.event(start, plan.epoch(start), **event)
+        if plan.eval_due(start) and not evaluated:
+            state = run.evaluate_and_save(start, state)
+        batches = stack.enter_context(contextlib.closing(_train_batches(experiment, start)))
+        for step in range(start + 1, plan.total_steps + 1):
+            if stop.received:
+                break
+            log.advance(step - 1)
+            with log.spending('data'):
+                batch = next(batches)
+            state, metrics = experiment.train_step(state, batch, experiment.statistics)
+            run.note(step, metrics)
+            if plan.eval_due(step):
+                state = run.evaluate_and_save(step, state)
+            elif checkpoints.due(step):
+                run.save(step, state)
+        if stop.received:
+            step = int(state.step)
+            run.save(step, state)
+            log.event(step, plan.epoch(step), 'stopped', signal=stop.received)
+            return stop.exit_code
+        log.advance(plan.total_steps)
+        return 0
+
+
+def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+    """Evaluate the checkpoint that `evaluation.checkpoint` names and print one line.
+
+    The line is `step N sha256 HEX top1_error X top5_error Y`, then the ten views' if asked for.
+    Raises UserError when there is no sound checkpoint.
+    """
+    experiment = build(config)
+    if not (workdir / 'checkpoints').exists():
+        raise UserError(f'no checkpoint in {workdir}; train first, or name another --workdir')
+    with Checkpoints(workdir, **config.checkpoint) as checkpoints:
+        restored = checkpoints.restore(
+            experiment.abstract_state(),
+            lambda meta: None,
+            which=config.evaluation.checkpoint,
+        )
+    if restored is None:
+        raise UserError(f'no checkpoint in {workdir}; train first, or name another --workdir')
+    metrics = _evaluate(experiment, restored.state, config.evaluation.final_views)
+    assert metrics is not None
+    errors = ' '.join(
+        f'{k[len("eval/") :]} {v:.4f}' for k, v in metrics.items() if k != 'eval/loss'
+    )
+    print(f'step {restored.step} sha256 {parameters_sha256(restored.state.params)} {errors}')
+
+
+@dataclasses.dataclass
+class _Run:
+    """What the loop does between steps."""
+
+    experiment: Experiment
+    checkpoints: Checkpoints
+    log: RunLog
+    stop: guard.StopSignal
+    pending: collections.deque = dataclasses.field(default_factory=collections.deque)
+
+    def note(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Take a step's metrics; look at those of an earlier step, so that the devices stay busy."""
+        self.pending.append((step, metrics))
+        if len(self.pending) > _IN_FLIGHT:
+            self._look()
+
+    def _look(self) -> None:
+        step, on_device = self.pending.popleft()
+        metrics = {name: value.item() for name, value in jax.device_get(on_device).items()}
+        guard.require_finite_loss(step, metrics['train/loss'], metrics['train/learning_rate'])
+        training, plan = self.experiment.config.training, self.experiment.plan
+        if step % training.log_every_steps == 0 or step in (1, plan.total_steps):
+            self.log.train(step, plan.epoch(step), metrics, training.batch_size)
+
+    def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+        """Save, once everything up to this step is known to be sound."""
+        while self.pending:
+            self._look()
+        with self.log.spending('other'):
+            guard.require_finite_parameters(step, state.params)
+            self.checkpoints.save(step, state, _meta(self.experiment), metrics)
+
+    def evaluate_and_save(self, step: int, state: TrainState) -> TrainState:
+        """Evaluate, tell the plateau rule, save; the state is unchanged if a signal came midway."""
+        while self.pending:
+            self._look()
+        experiment = self.experiment
+        last = step == experiment.plan.total_steps
+        views = (
+            experiment.config.evaluation.final_views if last else experiment.config.evaluation.views
+        )
+        with self.log.spending('other'):
+            metrics = _evaluate(experiment, state, views, self.stop)
+        if metrics is None:
+            return state
+        self.log.evaluation(step, experiment.plan.epoch(step), metrics)
+        plateau = experiment.optimizer.after_evaluation(
+            jax.device_get(state.plateau), metrics['eval/top1_error']
+        )
+        plateau = jax.device_put(plateau, experiment.state_shardings.plateau)
+        state = state.replace(plateau=plateau)
+        self.save(step, state, metrics)
+        return state
+
+
+def _resume_or_init(
+    experiment: Experiment, checkpoints: Checkpoints
+) -> tuple[TrainState, int, bool, dict[str, Any]]:
+    """Return the state, its step, whether that step was evaluated, and the event to log."""
+    changes: dict[str, str] = {}
+    restored = checkpoints.restore(
+        experiment.abstract_state(),
+        lambda meta: changes.update(_check_same_run(experiment, meta)),
+        set_aside=True,
+    )
+    if restored is None:
+        return experiment.init_state(), 0, False, {'name': 'started', **_devices(experiment)}
+    event = {'name': 'resumed', **_devices(experiment), **changes}
+    return restored.state, restored.step, restored.evaluated, event
+
+
+def _check_same_run(experiment: Experiment, meta: dict[str, Any]) -> dict[str, str]:
+    """Return what changed since the checkpoint; raise UserError for what must not (design, rule 9)."""
+    changes = config_lib.changes_on_resume(meta['config'], experiment.config.to_dict())
+    assert experiment.dataset is not None
+    for name, value in experiment.dataset.fingerprint().items():
+        if not name.startswith('eval_') and meta['data'].get(name) != value:
+            raise UserError(
+                f'the data set has changed: {name} is {value!r} and was {meta["data"].get(name)!r} '
+                'when this run was saved; give back the old data or choose another --workdir'
+            )
+    return changes
+
+
+def _meta(experiment: Experiment) -> dict[str, Any]:
+    assert experiment.dataset is not None
+    return {'config': experiment.config.to_dict(), 'data': experiment.dataset.fingerprint()}
+
+
+def _devices(experiment: Experiment) -> dict[str, Any]:
+    device = experiment.mesh.devices.flat[0]
+    shape = 'x'.join(str(size) for size in experiment.mesh.devices.shape)
+    return {'mesh': shape, 'device_kind': device.device_kind}
+
+
+def _train_batches(experiment: Experiment, start: int) -> Any:
+    assert experiment.dataset is not None
+    batches = pipeline.train_batches(
+        experiment.dataset,
+        seed=experiment.config.seed,
+        batch_size=experiment.config.training.batch_size,
+        start_step=start,
+        num_steps=experiment.plan.total_steps - start,
+    )
+    return pipeline.to_device(batches, experiment.batch_shardings)
+
+
+def _evaluate(
+    experiment: Experiment, state: TrainState, views: int, stop: guard.StopSignal | None = None
+) -> dict[str, float] | None:
+    assert experiment.dataset is not None
+    dataset = experiment.dataset
+    batches = pipeline.eval_batches(
+        dataset.eval,
+        batch_size=experiment.config.evaluation.batch_size,
+        read_threads=dataset.read_threads,
+        prefetch_batches=dataset.prefetch_batches,
+    )
+    with contextlib.closing(pipeline.to_device(batches, experiment.batch_shardings)) as on_device:
+        return evaluate(
+            experiment.eval_step(views),
+            state.params,
+            experiment.statistics,
+            on_device,
+            len(dataset.eval),
+            stop=lambda: stop is not None and stop.received > 0,
+        )
+
+
+def _save_description(experiment: Experiment, workdir: epath.Path) -> None:
+    """Save the resolved configuration and what it runs on beside the metrics."""
+    (workdir / 'config.json').write_text(config_lib.to_json(experiment.config))
+    packages = (
+        'jax',
+        'jaxlib',
+        'flax',
+        'optax',
+        'orbax-checkpoint',
+        'grain',
+        'tensorflow-datasets',
+    )
+    git = subprocess.run(
+        ['git', 'describe', '--always', '--dirty'],
+        cwd=epath.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    environment = {
+        'command': sys.argv,
+        'git': git.stdout.strip() or 'not a checkout',
+        'python': platform.python_version(),
+        'platform': platform.platform(),
+        'packages': {name: importlib.metadata.version(name) for name in packages},
+        'devices': [str(device.device_kind) for device in experiment.mesh.devices.flat],
+    }
+    (workdir / 'environment.json').write_text(json.dumps(environment, indent=2))

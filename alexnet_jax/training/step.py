@@ -1,0 +1,182 @@
+"""The training state and the training step, written for one device and run on any mesh."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax.data.augment import Augment
+from alexnet_jax.network.model import AlexNet, abstract_variables, init_parameters
+from alexnet_jax.training.optim import Optimizer
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a run carries from step to step; what a checkpoint holds.
+
+    The data order and all random numbers follow from the seed and the step, so they are not here.
+    """
+
+    step: Any  # int32 scalar, steps done
+    params: Any  # {layer: {kernel, bias}}
+    opt_state: Any  # the velocity
+    plateau: Any  # the plateau rule: its scale multiplies the learning rate
+
+
+def init_key(seed: int) -> jax.Array:
+    """Return the key that draws the parameters."""
+    return jax.random.fold_in(jax.random.key(seed), 0)
+
+
+def step_keys(seed: int, step: jax.Array) -> jax.Array:
+    """Return the keys of one step for augmentation and dropout, [2]."""
+    return jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step))
+
+
+def init_state(
+    model: AlexNet, optimizer: Optimizer, image_shape: tuple[int, ...], seed: int
+) -> TrainState:
+    """Return the state before the first step, of the whole network; `image_shape` is the crop's."""
+    params = init_parameters(model, image_shape, init_key(seed))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.rule.init(params),
+        plateau=optimizer.init_plateau(),
+    )
+
+
+def state_specs(model: AlexNet, optimizer: Optimizer, image_shape: tuple[int, ...]) -> TrainState:
+    """Return the PartitionSpec of every leaf of the state: the velocity lies where its weight lies."""
+    boxed = abstract_variables(model, image_shape)
+    params = nn.get_partition_spec(boxed)
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer.rule,
+        lambda _, spec: spec,
+        jax.eval_shape(optimizer.rule.init, nn.meta.unbox(boxed)),
+        params,
+        transform_non_params=lambda _: P(),
+    )
+    plateau = jax.tree.map(lambda _: P(), jax.eval_shape(optimizer.init_plateau))
+    return TrainState(step=P(), params=params, opt_state=opt_state, plateau=plateau)
+
+
+def copy_rows(model: AlexNet, rows_of_copy: int) -> jax.Array:
+    """Return the indices in the global batch of the rows of this copy of the network, int32."""
+    return model.collectives.data_index() * rows_of_copy + jnp.arange(rows_of_copy, dtype=jnp.int32)
+
+
+def loss_and_gradients(
+    params: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    rows: jax.Array,
+    dropout_key: jax.Array,
+    *,
+    model: AlexNet,
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    """Return ((loss, logits) of this copy's rows, unreduced gradients of loss / model devices).
+
+    The loss is the mean cross-entropy of the softmax (Paper 3.5). Reduce the gradients with
+    `Collectives.sum_gradients`.
+    """
+
+    def loss_fn(params):
+        logits, _ = model.apply({'params': params}, images, rows, dropout_key)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        loss = jnp.mean(losses)
+        return loss / model.collectives.model, (loss, logits)
+
+    (_, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    return aux, gradients
+
+
+def train_step(
+    state: TrainState,
+    batch: Any,
+    statistics: Any,
+    *,
+    model: AlexNet,
+    optimizer: Optimizer,
+    augment: Augment,
+    param_specs: Any,
+    seed: int,
+    accumulation_steps: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Do one step of the paper's training on one device (Paper 5).
+
+    Args:
+      state: this device's shards.
+      batch: `images` uint8 [rows of this device, H, W, C], `labels` int32 [rows of this copy].
+      statistics: what `Augment` takes.
+      model, optimizer, augment: built from their sections.
+      param_specs: PartitionSpec of every parameter.
+      seed: the run's seed.
+      accumulation_steps: parts of the batch whose gradients are averaged, one after the other. The
+        result is that of the undivided batch up to rounding.
+
+    Returns:
+      The next state, and the step's `train/loss`, `train/top1_error`, `train/learning_rate`.
+    """
+    collectives = model.collectives
+    augment_key, dropout_key = step_keys(seed, state.step)
+    rows = copy_rows(model, batch.labels.shape[0])
+
+    def part_gradients(images, labels, part_rows):
+        """images: rows of this shard; labels, part_rows: rows of this copy."""
+        here = images.shape[0]
+        own = jax.lax.dynamic_slice_in_dim(part_rows, collectives.shard_index() * here, here)
+        images = augment.training(images, statistics, augment_key, own)
+        (loss, logits), gradients = loss_and_gradients(
+            state.params, images, labels, part_rows, dropout_key, model=model
+        )
+        best = jnp.argmax(logits, axis=-1).astype(labels.dtype)
+        error = jnp.mean(best != labels, dtype=loss.dtype)
+        return (loss, error), gradients
+
+    images = collectives.gather_images(batch.images)
+    if accumulation_steps == 1:
+        (loss, error), gradients = part_gradients(images, batch.labels, rows)
+    else:
+        parts = (
+            _parts(images, accumulation_steps, blocks=1),
+            _parts(batch.labels, accumulation_steps, blocks=collectives.shard),
+            _parts(rows, accumulation_steps, blocks=collectives.shard),
+        )
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(part_gradients, *(p[0] for p in parts)))
+        total, _ = jax.lax.scan(
+            lambda sums, part: (jax.tree.map(jnp.add, sums, part_gradients(*part)), None),
+            zeros,
+            parts,
+        )
+        (loss, error), gradients = jax.tree.map(lambda x: x / accumulation_steps, total)
+
+    gradients = collectives.sum_gradients(gradients, param_specs)
+    learning_rate = optimizer.learning_rate(state.step, state.plateau)
+    updates, opt_state = optimizer.rule.update(
+        gradients, state.opt_state, state.params, learning_rate=learning_rate
+    )
+    loss, error = collectives.mean_over_data((loss, error))
+    metrics = {
+        'train/loss': loss,
+        'train/top1_error': error,
+        'train/learning_rate': learning_rate,
+    }
+    state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+    )
+    return state, metrics
+
+
+def _parts(x: jax.Array, count: int, blocks: int) -> jax.Array:
+    """Split rows that lie in `blocks` equal blocks into parts with rows of every block.
+
+    [blocks * count * n, ...] -> [count, blocks * n, ...]
+    """
+    x = x.reshape(blocks, count, -1, *x.shape[1:])
+    return jnp.moveaxis(x, 1, 0).reshape(count, -1, *x.shape[3:])

@@ -1,0 +1,130 @@
+"""The paper's network on ImageNet, ILSVRC-2012, as the text of the paper has it.
+
+    python -m alexnet_jax.main --config=configs/alexnet.py --data_dir=DIR
+
+with one tower on each of two devices, as in 2012:
+
+    python -m alexnet_jax.main --config=configs/alexnet.py --data_dir=DIR --config.parallel.model=2
+
+Needs:    the tfds data set `imagenet2012`, prepared as array_record, 256x256 images.
+Cost:     900,821 steps of batch 128, 4.1356 GFLOP an image: 477 PFLOP in all. Not run here yet.
+Expected: the paper's validation errors with ten views are 40.7 % top-1 and 18.2 % top-5 (Table 2).
+
+Every field of a configuration stands here, once, with its meaning; the other files name differences.
+"Paper 3.3" is a section of Krizhevsky, Sutskever and Hinton (2012); "2012 source" is the code that the
+author released later, for what the paper leaves open.
+"""
+
+import ml_collections
+
+
+def convolution(**fields) -> dict:
+    """Return one convolution's fields; the values here hold where a layer names no other."""
+    return {
+        'features': 0,  # kernels of both towers together; 0: no such layer
+        'kernel': 3,  # height and width of a kernel
+        'stride': 1,
+        'padding': (1, 1),  # zero pixels before and after, on both spatial axes
+        'init_std': 0.01,  # weights from N(0, 0.01), Paper 5
+        'init_bias': 0.0,  # Paper 5: 1 in conv2, conv4, conv5, else 0
+        'lrn': False,  # response normalisation after the ReLU, Paper 3.3
+        'pool_window': 0,  # max-pooling, Paper 3.4; 0: none
+        'pool_stride': 2,
+        **fields,
+    }
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the paper's configuration."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # weights, data order, augmentation and dropout all follow from it
+
+    config.model = {
+        'num_classes': 1000,
+        'towers': 2,  # Paper 3.2; 1: a network without the split
+        # Paper 3.5. 224 pixels give 55 positions only with 3 more: the 2012 source reads zeros beyond
+        # the right and lower edge.
+        'conv1': convolution(
+            features=96, kernel=11, stride=4, padding=(0, 3), lrn=True, pool_window=3
+        ),
+        'conv2': convolution(
+            features=256,
+            kernel=5,
+            padding=(2, 2),
+            sees_both_towers=False,  # Paper 3.2: which layers take both towers' maps
+            init_bias=1.0,
+            lrn=True,
+            pool_window=3,
+        ),
+        'conv3': convolution(features=384, sees_both_towers=True),
+        'conv4': convolution(features=384, sees_both_towers=False, init_bias=1.0),
+        'conv5': convolution(features=256, sees_both_towers=False, init_bias=1.0, pool_window=3),
+        'conv6': convolution(sees_both_towers=True, init_bias=1.0),  # 256 features in CNN*, Paper 6
+        'fc6': {'features': 4096, 'init_std': 0.01, 'init_bias': 1.0},  # Paper 3.5 and 5
+        'fc7': {'features': 4096, 'init_std': 0.01, 'init_bias': 1.0},
+        # Paper 5 gives the "fully-connected hidden layers" bias 1; fc8 is no hidden layer.
+        'fc8': {'init_std': 0.01, 'init_bias': 0.0},
+        'lrn': {'k': 2.0, 'n': 5, 'alpha': 1e-4, 'beta': 0.75},  # Paper 3.3
+        'dropout': 0.5,  # in fc6 and fc7, Paper 4.2; outputs times 0.5 at test time
+        'dtype': 'float32',  # of the arithmetic; 'bfloat16' keeps the weights in float32
+    }
+    config.parallel = {
+        'data': -1,  # copies of the network; -1: as many as the devices allow
+        'model': 1,  # devices for one copy; 2: one tower on each, as in 2012
+        'cpu_devices': 0,  # N: the CPU as N devices; 0: what JAX finds
+    }
+    config.data = {
+        'name': 'imagenet2012',  # a tfds data set prepared as array_record
+        'dir': '',  # '': --data_dir, else TFDS_DATA_DIR, else ~/tensorflow_datasets
+        'train_split': 'train',
+        'eval_split': 'validation',
+        'image_shape': (256, 256, 3),  # Paper 2; (): what the data has
+        'train_examples': 1_281_167,  # a data set with another count is refused; 0: any
+        'eval_examples': 50_000,
+        'read_threads': 2,
+        'prefetch_batches': 2,  # read ahead, on the host
+    }
+    config.augment = {
+        'crop_px': 224,  # Paper 4.1
+        'random_crop': True,  # in training; else the centre
+        'mirror': True,  # in training, and in ten views
+        'colour_std': 0.1,  # PCA colour, Paper 4.1; 0: none
+    }
+    config.optim = {  # Paper 5
+        'learning_rate': 0.01,
+        'momentum': 0.9,
+        'weight_decay': 0.0005,
+        # DEVIATION: learning-rate drops by rule - the author divided by 10 by hand when the validation
+        # error stopped improving; here a rule does: 'plateau', or 'steps', or 'constant'
+        'schedule': 'plateau',
+        'drop_factor': 0.1,
+        'drop_epochs': (),  # for 'steps'
+        'plateau_evaluations': 5,  # for 'plateau': evaluations in a row without a gain before a drop
+        'plateau_min_gain': 0.001,  # in top-1 error
+        'plateau_drops': 3,  # at most
+    }
+    config.training = {
+        'batch_size': 128,  # Paper 5; of all devices together
+        'accumulation_steps': 1,  # parts of a batch computed one after the other, to save memory
+        'total_epochs': 90.0,  # Paper 5
+        'total_steps': 0,  # 0: the epochs decide
+        'log_every_steps': 100,
+        'eval_every_epochs': 1.0,  # 0: at the end only
+    }
+    config.evaluation = {
+        'batch_size': 128,  # of all devices together
+        'views': 1,  # during training: 1, the centre crop, or 10 (Paper 4.1)
+        'final_views': 10,  # after the last step and in --mode=evaluate
+        'checkpoint': 'latest',  # what --mode=evaluate takes: 'latest' or 'best'
+    }
+    config.checkpoint = {  # one is saved after each evaluation, too
+        'save_every_steps': 2000,  # 0: after evaluations only
+        'keep_latest': 2,
+        'keep_best': 1,  # by top-1 error of the centre crop
+    }
+    config.log = {
+        'tensorboard': True,
+        'progress_bar': True,  # on a terminal only
+        'profile_steps': (0, 0),  # first and last step of a profile; (0, 0): none
+    }
+    return config

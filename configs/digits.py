@@ -1,0 +1,48 @@
+"""Two towers on two CPU devices learn 1,797 handwritten digits: the whole program in a minute.
+
+    python -m alexnet_jax.main --config=configs/digits.py
+
+Needs:    nothing; the digits come with scikit-learn and are prepared by themselves.
+Cost:     TODO
+Expected: TODO
+"""
+
+import ml_collections
+
+from configs import alexnet
+from configs.alexnet import convolution
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the paper's configuration, made small."""
+    config = alexnet.get_config()
+    model = config.model
+    model.num_classes = 10
+    model.conv1 = convolution(
+        features=32, padding=(1, 1), init_std=0.1, lrn=True, pool_window=3, pool_stride=1
+    )
+    model.conv2 = convolution(
+        features=64, sees_both_towers=False, init_std=0.05, init_bias=1.0, lrn=True, pool_window=3
+    )
+    model.conv3.update(features=64, init_std=0.05)
+    model.conv4.update(features=64, init_std=0.05)
+    model.conv5.update(features=64, init_std=0.05, pool_window=0)
+    model.fc6.update(features=256, init_std=0.05)
+    model.fc7.update(features=256, init_std=0.05)
+    model.fc8.update(init_std=0.05)
+    config.parallel = {'data': 1, 'model': 2, 'cpu_devices': 2}
+    config.data.update(
+        name='digits',
+        eval_split='test',
+        image_shape=(8, 8, 1),
+        train_examples=1437,
+        eval_examples=360,
+    )
+    config.augment.update(crop_px=7, mirror=False)
+    config.optim.update(learning_rate=0.001, plateau_evaluations=3)
+    config.training.update(
+        batch_size=32, total_epochs=40.0, log_every_steps=50, eval_every_epochs=2.0
+    )
+    config.evaluation.update(batch_size=120, views=10)
+    config.checkpoint.update(save_every_steps=200)
+    return config
