@@ -1,4 +1,4 @@
-"""What a configuration may say: one table of fields, durations in steps, what a resume may change."""
+"""What a configuration may say: the table of fields, durations in steps, what a resume changes."""
 
 import dataclasses
 import difflib
@@ -6,7 +6,6 @@ import fractions
 import json
 import math
 import os
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -145,7 +144,7 @@ FIELDS: dict[str, Rule] = {
     ),
 }
 
-# A resumed run keeps these; everything else may change and is logged (mesh, schedule, epochs, logs).
+# A resumed run keeps these; all else may change and is logged (mesh, schedule, epochs, logs).
 _MEANING = (
     'seed',
     'model.',
@@ -156,25 +155,32 @@ _MEANING = (
 )
 
 
-def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flatten(
+    config: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = ''
+) -> dict[str, Any]:
     """Return `{'section.field': value}` for a nested mapping or a ConfigDict."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, Mapping | ml_collections.ConfigDict):
-            flat |= flatten(typing.cast(Mapping, value), f'{prefix}{key}.')
+            flat |= flatten(value, f'{prefix}{key}.')
         else:
             flat[f'{prefix}{key}'] = tuple(value) if isinstance(value, list) else value
     return flat
 
 
+def check_field_name(name: str) -> None:
+    """Raise UserError, with the nearest name, for a name that is not a field."""
+    if name not in FIELDS:
+        close = difflib.get_close_matches(name, FIELDS, n=1)
+        hint = f'did you mean config.{close[0]}?' if close else 'configs/alexnet.py has all fields'
+        raise UserError(f'config.{name} is not a field; {hint}')
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
     """Check every field on its own and the fields against each other; raise UserError."""
-    flat = flatten(typing.cast(Mapping, config))
+    flat = flatten(config)
     for name in flat:
-        if name not in FIELDS:
-            close = difflib.get_close_matches(name, FIELDS, n=1)
-            hint = f'did you mean {close[0]}?' if close else 'see configs/alexnet.py for all fields'
-            raise UserError(f'config.{name} is not a field; {hint}')
+        check_field_name(name)
     for name, rule in FIELDS.items():
         if name not in flat:
             raise UserError(
@@ -234,7 +240,7 @@ class Plan:
         return step * self.batch_size / self.num_examples
 
     def eval_due(self, step: int) -> bool:
-        """Say whether the run evaluates after `step` steps: each period of epochs and at the end."""
+        """Say whether the run evaluates after `step` steps: each period, and at the end."""
         if step in (0, self.total_steps):
             return step > 0
         if self.eval_every_epochs == 0:

@@ -32,22 +32,20 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print what would run, compile on
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parse the command line; a mistake raises UserError instead of a traceback or two lines."""
+    for argument in argv:
+        if argument.startswith('--config.'):
+            config_lib.check_field_name(argument.removeprefix('--config.').partition('=')[0])
     try:
         rest = flags.FLAGS(argv)
-        config = _CONFIG.value
-        if config is not None:
-            config.is_locked  # noqa: B018 - a config file that failed to load raises here, not before
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+    except Exception as error:  # of absl, of ml_collections, or raised by the config file
         raise UserError(f'command line: {_one_line(error)}') from error
-    except (FileNotFoundError, ImportError) as error:
-        raise UserError(
-            f'the config file cannot be loaded: {_one_line(error)}; '
-            'run from the checkout, for example with --config=configs/digits.py'
-        ) from error
     if len(rest) > 1:
         raise UserError(f'command line: {rest[1]!r} is not a flag; flags begin with --')
-    if config is None:
+    if _CONFIG.value is None:
         raise UserError('--config is missing; for example --config=configs/digits.py')
+    file = pathlib.Path(flags.FLAGS['config'].config_filename)
+    if not file.is_file():
+        raise UserError(f'--config={file} is not a file; for example --config=configs/digits.py')
     return rest
 
 
@@ -77,9 +75,9 @@ def _default_workdir() -> pathlib.Path:
     return pathlib.Path('runs') / pathlib.Path(flags.FLAGS['config'].config_filename).stem
 
 
-def _one_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return ' '.join(text.split())
+def _one_line(error: Exception) -> str:
+    kind = '' if isinstance(error, flags.Error) else f'{type(error).__name__}: '
+    return kind + ' '.join(str(error).split())
 
 
 def main() -> None:

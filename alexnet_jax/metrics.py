@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import tensorboardX
 import tqdm
 from etils import epath
 
@@ -38,11 +37,7 @@ class RunLog:
         earlier_s = _drop_rows_after(self._path, start_step)
         self._file = self._path.open('a')
         self._began = time.monotonic() - earlier_s
-        self._board = (
-            tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step + 1)
-            if tensorboard
-            else None
-        )
+        self._board = _open_board(workdir / 'tensorboard', start_step) if tensorboard else None
         self._bar = tqdm.tqdm(
             total=total_steps,
             initial=start_step,
@@ -72,11 +67,13 @@ class RunLog:
     def spending(self, what: str) -> Iterator[None]:
         """Count the time inside as 'data' (waiting for a batch) or as 'other' than training."""
         began = time.monotonic()
-        yield
-        self._spent[what] += time.monotonic() - began
+        try:
+            yield
+        finally:
+            self._spent[what] += time.monotonic() - began
 
     def train(self, step: int, epoch: float, metrics: Mapping[str, float], batch_size: int) -> None:
-        """Write one step's metrics with the speed since the last such line, evaluations left out."""
+        """Write one step's metrics, with the speed since the last such line less evaluations."""
         now = time.monotonic()
         words = f'loss {metrics["train/loss"]:.4f}  top-1 error {metrics["train/top1_error"]:.3f}'
         speed: dict[str, float] = {}
@@ -143,6 +140,12 @@ class RunLog:
             yield
 
 
+def _open_board(directory: epath.Path, start_step: int) -> Any:
+    import tensorboardX  # it imports torch where torch is installed
+
+    return tensorboardX.SummaryWriter(str(directory), purge_step=start_step + 1)
+
+
 def read_rows(path: epath.Path) -> list[dict[str, Any]]:
     """Return the rows of a metrics.jsonl; a last line torn by a kill is left out."""
     lines = path.read_text().split('\n') if path.exists() else []
@@ -156,5 +159,5 @@ def _drop_rows_after(path: epath.Path, step: int) -> float:
     if path.exists():
         temporary = path.with_suffix('.tmp')
         temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-        temporary.rename(path)
+        temporary.replace(path)
     return kept[-1]['time_s'] if kept else 0.0

@@ -8,7 +8,7 @@ from typing import NoReturn
 import tensorflow_datasets as tfds
 
 from alexnet_jax.config import UserError, data_directory
-from alexnet_jax.data import records
+from alexnet_jax.data import digits
 
 
 class _Parser(argparse.ArgumentParser):
@@ -22,11 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, or 2 for what the user can mend."""
     parser = _Parser(prog='python -m alexnet_jax.prepare', description='Prepare a data set.')
     commands = parser.add_subparsers(metavar='DATA_SET', required=True)
-    digits = commands.add_parser(
+    command = commands.add_parser(
         'digits', help="scikit-learn's 1,797 handwritten digits of 8x8 pixels; needs no download"
     )
-    digits.set_defaults(prepare=records.prepare_digits)
-    digits.add_argument(
+    command.set_defaults(prepare=digits.prepare_digits)
+    command.add_argument(
         '--data_dir',
         default='',
         metavar='DIR',

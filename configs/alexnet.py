@@ -10,9 +10,9 @@ Needs:    the tfds data set `imagenet2012`, prepared as array_record, 256x256 im
 Cost:     900,821 steps of batch 128, 4.1356 GFLOP an image: 477 PFLOP in all. Not run here yet.
 Expected: the paper's validation errors with ten views are 40.7 % top-1 and 18.2 % top-5 (Table 2).
 
-Every field of a configuration stands here, once, with its meaning; the other files name differences.
-"Paper 3.3" is a section of Krizhevsky, Sutskever and Hinton (2012); "2012 source" is the code that the
-author released later, for what the paper leaves open.
+Every field of a configuration stands here, once, with its meaning; the other files name
+differences. "Paper 3.3" is a section of Krizhevsky, Sutskever and Hinton (2012); "2012 source" is
+the code that the author released later, for what the paper leaves open.
 """
 
 import ml_collections
@@ -42,8 +42,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = {
         'num_classes': 1000,
         'towers': 2,  # Paper 3.2; 1: a network without the split
-        # Paper 3.5. 224 pixels give 55 positions only with 3 more: the 2012 source reads zeros beyond
-        # the right and lower edge.
+        # Paper 3.5. 224 pixels give 55 positions only with 3 more: the 2012 source reads zeros
+        # beyond the right and lower edge.
         'conv1': convolution(
             features=96, kernel=11, stride=4, padding=(0, 3), lrn=True, pool_window=3
         ),
@@ -94,12 +94,12 @@ def get_config() -> ml_collections.ConfigDict:
         'learning_rate': 0.01,
         'momentum': 0.9,
         'weight_decay': 0.0005,
-        # DEVIATION: learning-rate drops by rule - the author divided by 10 by hand when the validation
-        # error stopped improving; here a rule does: 'plateau', or 'steps', or 'constant'
+        # DEVIATION: learning-rate drops by rule - the author divided by 10 by hand when the
+        # validation error stopped improving; here a rule does: 'plateau', 'steps' or 'constant'
         'schedule': 'plateau',
         'drop_factor': 0.1,
         'drop_epochs': (),  # for 'steps'
-        'plateau_evaluations': 5,  # for 'plateau': evaluations in a row without a gain before a drop
+        'plateau_evaluations': 5,  # for 'plateau': evaluations without a gain before a drop
         'plateau_min_gain': 0.001,  # in top-1 error
         'plateau_drops': 3,  # at most
     }

@@ -58,7 +58,7 @@ class Augment:
         return crop
 
     def _crop(self, image: jax.Array, statistics: Any, corner: jax.Array) -> jax.Array:
-        """Cut image and mean image at the same corner (y, x) and subtract; uint8 is cut, then cast."""
+        """Cut image and mean image at one corner (y, x) and subtract; uint8 is cut, then cast."""
         start = (corner[0], corner[1], 0)
         size = (self.crop_px, self.crop_px, image.shape[-1])
         mean = lax.dynamic_slice(statistics.mean_image, start, size)
@@ -81,7 +81,7 @@ class Augment:
     def view(
         self, images: jax.Array, statistics: Any, corner: jax.Array, mirror: jax.Array
     ) -> jax.Array:
-        """Return one test view of each image: uint8 [n, H, W, C] -> float [n, crop_px, crop_px, C]."""
+        """Return one view of each image: uint8 [n, H, W, C] -> float [n, crop_px, crop_px, C]."""
         crops = jax.vmap(lambda image: self._crop(image, statistics, corner))(images)
         return jnp.where(mirror, crops[:, :, ::-1], crops)
 

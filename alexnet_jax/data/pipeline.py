@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from alexnet_jax.config import data_directory
-from alexnet_jax.data import records, sources, stats
+from alexnet_jax.data import digits, sources, stats
 
 _logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def load(
     root = data_directory('', dir)
     if name == 'digits' and not sources.is_prepared(name, root):
         _logger.info('preparing the data set digits in %s', root)
-        records.prepare_digits(root)
+        digits.prepare_digits(root)
     dataset = sources.open_dataset(
         name=name,
         dir=dir,

@@ -135,16 +135,16 @@ def open_dataset(
     """
     root = epath.Path(data_directory('', dir))
     path = _find(name, root)
-    remedy = _remedy(name, root)
-    builder = _open_builder(path, remedy)
+    again = f'rm -r {path} && {_remedy(name, root)}'
+    builder = _open_builder(path, again)
     shape = _image_shape(builder.info, tuple(image_shape))
     return Dataset(
         full_name=builder.info.full_name,
         directory=os.fspath(path),
         class_names=tuple(builder.info.features['label'].names),
         image_shape=shape,
-        train=_open_split(builder, train_split, shape, 'train', train_examples, remedy),
-        eval=_open_split(builder, eval_split, shape, 'eval', eval_examples, remedy),
+        train=_open_split(builder, train_split, shape, 'train', train_examples, again),
+        eval=_open_split(builder, eval_split, shape, 'eval', eval_examples, again),
         read_threads=read_threads,
         prefetch_batches=prefetch_batches,
     )
@@ -180,26 +180,24 @@ def _remedy(name: str, root: epath.Path) -> str:
     if base == 'digits':
         return f'python -m alexnet_jax.prepare digits --data_dir={root}'
     if base in tfds.list_builders(with_community_datasets=False):
-        return (
-            f'pip install tensorflow && '
-            f'tfds build {name} --file_format=array_record --overwrite --data_dir={root}'
-        )
+        build = f'tfds build {name} --file_format=array_record --data_dir={root}'
+        return f'pip install tensorflow && {build}'
     return 'python -m alexnet_jax.prepare --help'
 
 
-def _open_builder(path: epath.Path, remedy: str) -> Any:
+def _open_builder(path: epath.Path, again: str) -> Any:
     """Return the tfds builder of a directory that holds images with labels as ArrayRecord."""
     try:
         builder = tfds.builder_from_directory(path)
     except Exception as error:  # of the file system, of JSON, of a feature that tfds cannot restore
         raise UserError(
-            f'{path} is not a whole data set ({_first_line(error)}); make it again: {remedy}'
+            f'{path} is not a whole data set ({_first_line(error)}); make it again: {again}'
         ) from error
     name, stored = builder.info.full_name, builder.info.file_format
     if stored is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
             f'{name} in {path} is stored as {stored and stored.value}; only array_record lets any '
-            f'example be read without TensorFlow: make it again: {remedy}'
+            f'example be read without TensorFlow: make it again: {again}'
         )
     features: Any = builder.info.features
     has_both = {'image', 'label'} <= features.keys()
@@ -221,7 +219,7 @@ def _image_shape(info: Any, expected: tuple[int, ...]) -> tuple[int, ...]:
     if len(stored) != 3 or any(s not in (None, e) for s, e in zip(stored, expected, strict=False)):
         raise UserError(
             f'{info.full_name} has images of {_times(stored)}, not data.image_shape = {expected}; '
-            f'set --config.data.image_shape={str(stored).replace(" ", "")}, or () for any'
+            f"set --config.data.image_shape='{stored}', or '()' for any"
         )
     return expected or stored
 
@@ -232,7 +230,7 @@ def _open_split(
     image_shape: tuple[int, ...],
     role: str,
     expected: int,
-    remedy: str,
+    again: str,
 ) -> Split:
     """Open a split, count the records in its files, and read one example."""
     info = builder.info
@@ -247,7 +245,7 @@ def _open_split(
     if count == 0 or expected not in (0, count):
         raise UserError(
             f'{info.full_name} {split} has {count} examples and data.{role}_examples = {expected}; '
-            f'set --config.data.{role}_examples=0 for any count, or make it again: {remedy}'
+            f'set --config.data.{role}_examples=0 for any count, or make it again: {again}'
         )
     with futures.ThreadPoolExecutor(16) as pool:  # many small reads, perhaps over a network
         found = list(pool.map(_num_records, (file.filename for file in files)))
@@ -255,7 +253,7 @@ def _open_split(
         if records != file.examples_in_shard:
             raise UserError(
                 f'{file.filename} is missing or damaged: {records} records of '
-                f'{file.examples_in_shard}; copy it again, or make the data set again: {remedy}'
+                f'{file.examples_in_shard}; copy it again, or make the data set again: {again}'
             )
     shards = tuple((file.skip, file.take, file.examples_in_shard) for file in files)
     num_classes = info.features['label'].num_classes
@@ -276,7 +274,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _times(shape: Sequence[int | None]) -> str:
-    return 'x'.join(str(size) for size in shape)
+    return 'x'.join('?' if size is None else str(size) for size in shape)
 
 
 def _digest(*parts: bytes) -> str:

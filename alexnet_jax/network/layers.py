@@ -1,8 +1,8 @@
 """The layers of the paper as functions and small modules, each with its formula.
 
-Activations of the convolutional part are a tuple with one array per tower that lives on this device,
-so a grouped layer is a plain convolution per tower. `feature_group_count` computes the same function
-2 to 12 times slower on the CPU, and under automatic partitioning it gathers the whole batch.
+Activations of the convolutional part are a tuple with one array per tower that lives on this
+device, so a grouped layer is a plain convolution per tower. `feature_group_count` computes the same
+function 2 to 12 times slower on the CPU; under automatic partitioning it gathers the whole batch.
 """
 
 import jax
@@ -65,7 +65,7 @@ class TowerConvolution(nn.Module):
 class Dense(nn.Module):
     """One fully connected layer that sees both towers: `x W + b` (Paper 3.5).
 
-    `features` is what this device computes. `axes` names how kernel and bias are split over devices.
+    `features` is what this device computes; the axes say how the whole is split over devices.
     """
 
     features: int
@@ -112,8 +112,8 @@ def local_response_norm(a: jax.Array, *, k: float, n: int, alpha: float, beta: f
 
     b_i = a_i / (k + alpha * sum_{j = max(0, i - n/2)}^{min(N - 1, i + n/2)} a_j^2)^beta
 
-    N is the number of maps of one tower: windows end at the tower's edge. [..., N] -> [..., N], same
-    dtype; the sums are taken in float32 at least.
+    N is the number of maps of one tower: windows end at the tower's edge. [..., N] -> [..., N], of
+    the same dtype; the sums are taken in float32 at least.
     """
     wide = np.promote_types(a.dtype, np.float32)
     squares = jnp.square(a.astype(wide))
@@ -142,14 +142,14 @@ def dropout(
     units: int,
     first: jax.Array,
 ) -> jax.Array:
-    """Set each output to zero with probability `rate` in training, else multiply by 1 - rate (Paper 4.2).
+    """Zero outputs with probability `rate` in training, else multiply by 1 - rate (Paper 4.2).
 
     Args:
       x: [batch, features], the units first .. first + features of a layer of `units` units.
       rate: probability of zero.
       key: typed key, the same on all devices; None at test time.
-      rows: int32 [batch], each example's index in the global batch: with it the masks are the same on
-        any mesh.
+      rows: int32 [batch], each example's index in the global batch: with it the masks are the same
+        on any mesh.
       units: the layer's width over all devices.
       first: int32 scalar, this device's first unit.
     """

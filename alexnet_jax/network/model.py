@@ -213,8 +213,7 @@ def count_macs(model: AlexNet, image_shape: tuple[int, ...]) -> dict[str, int]:
 def training_flops(macs: Mapping[str, int]) -> int:
     """Return the floating point operations of one image's training step, 2 for each MAC.
 
-    Forward, gradient of the weights, gradient of the input; the first layer needs no gradient of its
-    input.
+    Forward, gradient of the weights, gradient of the input, which the first layer does not need.
     """
     first = next(iter(macs))
     return 2 * (3 * sum(macs.values()) - macs[first])

@@ -1,7 +1,7 @@
 """The few collectives that a per-device step may use, by name.
 
-A step is written for one device and never mentions an axis; it calls these. On an axis of one device
-each of them is the identity, so the same step runs on one device without communication.
+A step is written for one device and never mentions an axis; it calls these. On an axis of one
+device each of them is the identity, so the same step runs on one device without communication.
 """
 
 import dataclasses

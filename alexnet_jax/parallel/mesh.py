@@ -23,7 +23,7 @@ REPLICATED = P()
 
 
 def select_platform(cpu_devices: int) -> None:
-    """Take the CPU with this many devices, or for 0 whatever JAX finds. Call it before any JAX use."""
+    """Take the CPU as this many devices, or for 0 what JAX finds. Call it before any use of JAX."""
     if cpu_devices > 0:
         try:
             jax.config.update('jax_platforms', 'cpu')
@@ -49,7 +49,8 @@ def make_mesh(*, data: int, model: int, cpu_devices: int, towers: int) -> Mesh:
         raise UserError(
             f'config.parallel.data = {data} x parallel.model = {model} needs '
             f'{max(copies, 1) * model} devices and there are {len(devices)}; '
-            f'lower them, or set parallel.cpu_devices = {max(copies, 1) * model} to try it on the CPU'
+            f'lower them, or try it on the CPU with '
+            f'--config.parallel.cpu_devices={max(copies, 1) * model}'
         )
     tower = towers if model >= towers else 1
     shape = (copies, tower, model // tower)
@@ -57,7 +58,7 @@ def make_mesh(*, data: int, model: int, cpu_devices: int, towers: int) -> Mesh:
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation_steps: int, field: str) -> None:
-    """Raise UserError unless every device gets the same number of rows in each part of the batch."""
+    """Raise UserError unless each device gets equally many rows of each part of the batch."""
     parts = mesh.size * accumulation_steps
     if batch_size % parts:
         raise UserError(

@@ -1,8 +1,8 @@
 """Checkpoints: written by Orbax in the background, sealed with digests, checked before any use.
 
-The only file that knows Orbax, which restores a flipped bit without an error. So each committed step
-gets `manifest.json`, the SHA-256 of every one of its files, written last; a step without a manifest is
-not finished, a step that differs from it is damaged, and neither is ever loaded.
+The only file that knows Orbax, which restores a flipped bit without an error. So each committed
+step gets `manifest.json`, the SHA-256 of every one of its files, written last; a step without a
+manifest is not finished, a step that differs from it is damaged, and neither is ever loaded.
 """
 
 import contextlib
@@ -212,11 +212,11 @@ class Checkpoints:
 
 
 def write_manifest(directory: epath.Path) -> None:
-    """Write the SHA-256 of every file below a step's directory: to a temporary name, then rename."""
+    """Write the SHA-256 of every file of a step: under a temporary name, then renamed."""
     digests = {name: _sha256(directory / name) for name in _files(directory)}
     temporary = directory / f'{_MANIFEST}.tmp'
     temporary.write_text(json.dumps({'format': 1, 'files': digests}, indent=1))
-    temporary.rename(directory / _MANIFEST)
+    temporary.replace(directory / _MANIFEST)
 
 
 def find_damage(directory: epath.Path) -> str | None:

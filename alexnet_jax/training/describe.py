@@ -38,7 +38,7 @@ def _mesh_lines(experiment: Experiment) -> Iterator[str]:
     sizes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
     yield f'mesh: {sizes}, {mesh.size} of {jax.device_count()} devices ({device.device_kind})'
     yield (
-        f'steps: {plan.total_steps:,} of batch {plan.batch_size} over {plan.num_examples:,} examples '
+        f'steps: {plan.total_steps:,} of batch {plan.batch_size} over {plan.num_examples:,} images '
         f'({plan.epoch(plan.total_steps):.2f} epochs)'
     )
 

@@ -1,4 +1,4 @@
-"""Exact top-1 and top-5 errors: every example once, by one centre crop and by the paper's ten views."""
+"""Exact top-1 and top-5 errors: every example once, by one centre crop or the paper's ten views."""
 
 import collections
 import itertools
@@ -30,8 +30,8 @@ def eval_step(
       views: 1, or 10 for the average of ten views' softmax outputs as well (Paper 4.1).
 
     Returns:
-      Sums over the global batch: `examples`, `top1` and `top5` (errors, int32), `loss` (float), of the
-      centre crop; with ten views `top1_10_views` and `top5_10_views`.
+      Sums over the global batch: `examples`, `top1` and `top5` (errors, int32), `loss` (float), of
+      the centre crop; with ten views `top1_10_views` and `top5_10_views`.
     """
     collectives = model.collectives
     images = collectives.gather_images(batch.images)
@@ -77,8 +77,8 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Evaluate every example exactly once and return the metrics, `eval/top1_error` and so on.
 
-    Returns None when `stop` asked for an end midway. Raises AssertionError when the examples counted
-    are not the examples there are.
+    Returns None when `stop` asked for an end midway. Raises AssertionError when the examples
+    counted are not the examples there are.
     """
     totals: collections.Counter = collections.Counter()
     pending: collections.deque = collections.deque()

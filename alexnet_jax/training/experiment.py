@@ -61,7 +61,7 @@ class Experiment:
 
     @functools.cached_property
     def statistics(self) -> Statistics:
-        """Mean image and colour statistics on every device, in the compute dtype, float32 at least."""
+        """Mean image and colour statistics on every device, float64 for a float64 network."""
         dtype = np.float64 if self.config.model.dtype == 'float64' else np.float32
         everywhere = NamedSharding(self.mesh, mesh_lib.REPLICATED)
         return jax.tree.map(
@@ -118,8 +118,8 @@ class Experiment:
 def build(config: ml_collections.ConfigDict, *, with_data: bool = True) -> Experiment:
     """Make the parts of a validated configuration; raise UserError for what does not fit.
 
-    With `with_data=False` the data set is not opened and its sizes are those that the `data` section
-    expects.
+    With `with_data=False` the data set is not opened and its sizes are those that the `data`
+    section expects.
     """
     mesh = mesh_lib.make_mesh(**config.parallel, towers=config.model.towers)
     mesh_lib.check_batch(

@@ -1,4 +1,4 @@
-"""What keeps a run safe: one writer for a workdir, an orderly end on a signal, no broken state saved."""
+"""What keeps a run safe: one writer a workdir, an orderly end on a signal, no bad state saved."""
 
 import contextlib
 import datetime
@@ -76,8 +76,8 @@ def require_finite_loss(step: int, loss: float, learning_rate: float) -> None:
     """Raise UserError when the loss of a step is not a number."""
     if not math.isfinite(loss):
         raise UserError(
-            f'the loss is {loss} at step {step} (learning rate {learning_rate:g}), nothing was saved '
-            'from there on; lower --config.optim.learning_rate and start again'
+            f'the loss is {loss} at step {step} (learning rate {learning_rate:g}), nothing was '
+            'saved from there on; lower --config.optim.learning_rate and start again'
         )
 
 

@@ -111,7 +111,7 @@ class _Run:
     pending: collections.deque = dataclasses.field(default_factory=collections.deque)
 
     def note(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Take a step's metrics; look at those of an earlier step, so that the devices stay busy."""
+        """Take a step's metrics; look at those of an earlier step, so the devices stay busy."""
         self.pending.append((step, metrics))
         if len(self.pending) > _IN_FLIGHT:
             self._look()
@@ -143,14 +143,14 @@ class _Run:
         )
         with self.log.spending('other'):
             metrics = _evaluate(experiment, state, views, self.stop)
-        if metrics is None:
-            return state
-        self.log.evaluation(step, experiment.plan.epoch(step), metrics)
-        plateau = experiment.optimizer.after_evaluation(
-            jax.device_get(state.plateau), metrics['eval/top1_error']
-        )
-        plateau = jax.device_put(plateau, experiment.state_shardings.plateau)
+            if metrics is None:
+                return state
+            plateau = experiment.optimizer.after_evaluation(
+                jax.device_get(state.plateau), metrics['eval/top1_error']
+            )
+            plateau = jax.device_put(plateau, experiment.state_shardings.plateau)
         state = state.replace(plateau=plateau)
+        self.log.evaluation(step, experiment.plan.epoch(step), metrics)
         self.save(step, state, metrics)
         return state
 
@@ -172,7 +172,7 @@ def _resume_or_init(
 
 
 def _check_same_run(experiment: Experiment, meta: dict[str, Any]) -> dict[str, str]:
-    """Return what changed since the checkpoint; raise UserError for what must not (design, rule 9)."""
+    """Return what changed since the checkpoint; raise UserError for what must not."""
     changes = config_lib.changes_on_resume(meta['config'], experiment.config.to_dict())
     assert experiment.dataset is not None
     for name, value in experiment.dataset.fingerprint().items():

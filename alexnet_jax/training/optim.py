@@ -7,6 +7,7 @@ The learning rate stands inside the velocity: at a drop the old velocity keeps t
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -38,9 +39,13 @@ class Optimizer:
         """Return the plateau rule's state after an evaluation with this error."""
         if not self.uses_plateau:
             return plateau
+        with jax.numpy_dtype_promotion('standard'):  # optax multiplies int32 by float32
+            return self._update_plateau(plateau, jnp.float32(error))
+
+    @functools.cached_property
+    def _update_plateau(self) -> Callable[..., ReduceLROnPlateauState]:
         zero = jnp.zeros((), jnp.float32)
-        _, plateau = self.plateau.update(zero, plateau, value=jnp.float32(error))
-        return plateau
+        return jax.jit(lambda state, error: self.plateau.update(zero, state, value=error)[1])
 
 
 def make_optimizer(
@@ -60,8 +65,8 @@ def make_optimizer(
 
     `schedule`: 'constant'; 'steps' multiplies the rate by drop_factor at each of drop_epochs;
     'plateau' does so when the evaluated top-1 error has not improved by plateau_min_gain for
-    plateau_evaluations evaluations in a row, plateau_drops times at most. `first_step` turns an epoch
-    into a step.
+    plateau_evaluations evaluations in a row, plateau_drops times at most. `first_step` turns an
+    epoch into a step.
     """
     drops = {first_step(epoch): drop_factor for epoch in drop_epochs} if schedule == 'steps' else {}
     return Optimizer(
@@ -90,7 +95,7 @@ def paper_update_rule(
 
 
 def _scale_by_given_learning_rate() -> optax.GradientTransformationExtraArgs:
-    """Multiply by -learning_rate, given at each call: a schedule here would count steps once more."""
+    """Multiply by -learning_rate, given at each call: a schedule would count steps once more."""
 
     def update(updates, state, params=None, *, learning_rate, **extra_args):
         del params, extra_args

@@ -1,5 +1,6 @@
 """The training state and the training step, written for one device and run on any mesh."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,7 +51,7 @@ def init_state(
 
 
 def state_specs(model: AlexNet, optimizer: Optimizer, image_shape: tuple[int, ...]) -> TrainState:
-    """Return the PartitionSpec of every leaf of the state: the velocity lies where its weight lies."""
+    """Return the PartitionSpec of every leaf: the velocity lies where its weight lies."""
     boxed = abstract_variables(model, image_shape)
     params = nn.get_partition_spec(boxed)
     opt_state = optax.tree_utils.tree_map_params(
@@ -134,26 +135,15 @@ def train_step(
             state.params, images, labels, part_rows, dropout_key, model=model
         )
         best = jnp.argmax(logits, axis=-1).astype(labels.dtype)
-        error = jnp.mean(best != labels, dtype=loss.dtype)
-        return (loss, error), gradients
+        return (loss, jnp.mean(best != labels, dtype=loss.dtype)), gradients
 
     images = collectives.gather_images(batch.images)
-    if accumulation_steps == 1:
-        (loss, error), gradients = part_gradients(images, batch.labels, rows)
-    else:
-        parts = (
-            _parts(images, accumulation_steps, blocks=1),
-            _parts(batch.labels, accumulation_steps, blocks=collectives.shard),
-            _parts(rows, accumulation_steps, blocks=collectives.shard),
-        )
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(part_gradients, *(p[0] for p in parts)))
-        total, _ = jax.lax.scan(
-            lambda sums, part: (jax.tree.map(jnp.add, sums, part_gradients(*part)), None),
-            zeros,
-            parts,
-        )
-        (loss, error), gradients = jax.tree.map(lambda x: x / accumulation_steps, total)
-
+    (loss, error), gradients = _mean_over_parts(
+        part_gradients,
+        _parts(images, accumulation_steps, blocks=1),
+        _parts(batch.labels, accumulation_steps, blocks=collectives.shard),
+        _parts(rows, accumulation_steps, blocks=collectives.shard),
+    )
     gradients = collectives.sum_gradients(gradients, param_specs)
     learning_rate = optimizer.learning_rate(state.step, state.plateau)
     updates, opt_state = optimizer.rule.update(
@@ -171,6 +161,20 @@ def train_step(
         opt_state=opt_state,
     )
     return state, metrics
+
+
+def _mean_over_parts(function: Callable[..., Any], *parts: jax.Array) -> Any:
+    """Average `function` over the first axis of its arguments, one part after the other."""
+    count = parts[0].shape[0]
+    if count == 1:
+        return function(*(part[0] for part in parts))
+    like = jax.eval_shape(function, *(part[0] for part in parts))
+    total, _ = jax.lax.scan(
+        lambda sums, part: (jax.tree.map(jnp.add, sums, function(*part)), None),
+        jax.tree.map(jnp.zeros_like, like),
+        parts,
+    )
+    return jax.tree.map(lambda x: x / count, total)
 
 
 def _parts(x: jax.Array, count: int, blocks: int) -> jax.Array:

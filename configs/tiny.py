@@ -1,0 +1,28 @@
+"""The digits, by the smallest network that has all of the paper's parts, for a dozen steps: tests.
+
+    python -m alexnet_jax.main --config=configs/tiny.py
+
+Needs:    nothing.
+Cost:     seconds, most of them compilation.
+Expected: that it runs; it learns nothing worth a number.
+"""
+
+import ml_collections
+
+from configs import digits
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the digits' configuration with narrow layers and 12 steps."""
+    config = digits.get_config()
+    for name in ('conv1', 'conv2', 'conv3', 'conv4', 'conv5'):
+        config.model[name].features = 8
+    config.model.fc6.features = 16
+    config.model.fc7.features = 16
+    config.training.update(batch_size=16, total_steps=12, log_every_steps=1, eval_every_epochs=0.05)
+    config.augment.crop_px = 7
+    config.optim.schedule = 'plateau'
+    config.evaluation.update(batch_size=40, final_views=10)
+    config.checkpoint.update(save_every_steps=3)
+    config.log.progress_bar = False
+    return config

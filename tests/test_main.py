@@ -1,0 +1,202 @@
+"""The command line: what is printed, where files go, and one line for each mistake."""
+
+import json
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from alexnet_jax import main
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = '--config=configs/tiny.py'
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Run the command in this process; return (exit code, standard output, standard error)."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'data'))
+    handlers = list(logging.getLogger('alexnet_jax').handlers)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        flags.FLAGS.unparse_flags()
+        for name in [name for name in flags.FLAGS if name.startswith('config.')]:
+            delattr(flags.FLAGS, name)  # the overrides of the call before
+        monkeypatch.setattr(sys, 'argv', ['main', *arguments])
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        printed = capsys.readouterr()
+        return int(end.value.code or 0), printed.out, printed.err
+
+    yield run
+    logging.getLogger('alexnet_jax').handlers = handlers
+    flags.FLAGS.unparse_flags()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        ([], r'--config is missing; for example --config=configs/digits\.py'),
+        (['--config=configs/none.py'], r'--config=configs/none\.py is not a file'),
+        ([TINY, '--config.sed=1'], r'config\.sed is not a field; did you mean config\.seed\?'),
+        ([TINY, '--config.model.towrs=1'], r'did you mean config\.model\.towers\?'),
+        ([TINY, '--config.modl.towers=1'], r'did you mean config\.model\.towers\?'),
+        ([TINY, '--config.model=1'], r'config\.model is not a field'),
+        ([TINY, '--config.model.towers=two'], r'--config\.model\.towers=two: invalid literal'),
+        ([TINY, '--config.log.tensorboard=maybe'], r'--config\.log\.tensorboard=maybe'),
+        ([TINY, '--config.training.batch_size=15'], r'batch_size = 15 must divide by 2'),
+        ([TINY, '--config.parallel.model=3'], r'parallel\.model = 3 must be one of 1, 2, 4, 8'),
+        ([TINY, '--config.parallel.data=7'], r'needs 14 devices and there are 8'),
+        ([TINY, '--config.model.num_classes=7'], r'set --config\.model\.num_classes=10'),
+        ([TINY, '--config.seed'], r'[Mm]issing value for flag'),
+        (['--config.seed=1', TINY], r'before a value for --config was specified'),
+        ([TINY, '--mode=fly'], r'--mode=fly: value should be one of <train\|evaluate>'),
+        ([TINY, '--wrkdir=x'], r"Unknown command line flag 'wrkdir'"),
+        ([TINY, 'extra'], r"'extra' is not a flag"),
+        ([TINY, '--config.data.name=nothing'], r"data set 'nothing' is not in "),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(command, arguments, words):
+    code, out, err = command(*arguments)
+    lines = [line for line in err.splitlines() if not re.match(r'\d\d:\d\d:\d\d ', line)]
+    assert code == 2
+    assert len(lines) == 1
+    assert lines[0].startswith('error: ')
+    assert re.search(words, lines[0]), lines[0]
+    assert not out
+
+
+def test_imagenet_absent_is_one_line_with_the_command_that_makes_it(command, tmp_path):
+    code, _, err = command('--config=configs/alexnet.py', f'--workdir={tmp_path / "run"}')
+    assert code == 2
+    assert err.count('\n') == 1
+    assert "data set 'imagenet2012' is not in" in err
+    assert str(tmp_path / 'data') in err
+    assert 'to make it: ' in err
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_broken_config_file_is_one_line(command, tmp_path):
+    broken = tmp_path / 'broken.py'
+    broken.write_text('def get_config():\n    return undefined_name\n')
+    code, _, err = command(f'--config={broken}')
+    assert code == 2
+    assert err.count('\n') == 1
+    assert 'undefined_name' in err
+
+
+@pytest.mark.slow
+def test_dry_run_of_the_paper_s_network_without_its_data(command, tmp_path):
+    code, out, err = command(
+        '--config=configs/alexnet.py',
+        '--dry_run',
+        '--config.parallel.model=2',
+        '--config.parallel.data=1',
+        '--config.training.batch_size=8',
+        f'--workdir={tmp_path / "run"}',
+    )
+    assert code == 0, err
+    assert json.loads(out[: out.index('\n}\n') + 2])['training']['batch_size'] == 8
+    assert 'mesh: data 1 x tower 2 x shard 1, 2 of 8 devices (cpu)' in out
+    assert re.search(r'conv2\.kernel +\(5, 5, 48, 256\) +axis 3: tower +307,200 +153,600', out)
+    assert re.search(r'total +60,965,224 +30,483,112', out)
+    assert re.search(r'total +724,406,816', out)
+    assert 'training step: 4.1356 GFLOP an image' in out
+    # Half of the parameters and as much velocity, float32: 232.6 MiB; 8 images and the mean image.
+    state = float(re.search(r'state, batch, statistics +([\d.,]+) MiB', out).group(1))  # pyright: ignore
+    assert state == pytest.approx(
+        (2 * 30_483_112 * 4 + 8 / 2 * 196_608 + 3 * 262_144) / 2**20, abs=0.2
+    )
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_train_evaluate_and_train_again(command, tmp_path):
+    """One life of a run: train, evaluate, nothing to train, more steps, another mesh, refusals."""
+    workdir = tmp_path / 'a run'
+    code, out, err = command(TINY, f'--workdir={workdir}')
+    assert (code, out) == (0, '')
+    assert 'step 12/12' in err
+    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    assert [row['step'] for row in rows if row['kind'] == 'train'] == list(range(1, 13))
+    assert [row['step'] for row in rows if row['kind'] == 'eval'] == [5, 9, 12]
+    assert rows[0]['event'] == 'started'
+    last = rows[-1]
+    assert set(last) >= {'eval/top1_error', 'eval/top5_error', 'eval/top1_error_10_views'}
+    assert json.loads((workdir / 'config.json').read_text())['training']['total_steps'] == 12
+    environment = json.loads((workdir / 'environment.json').read_text())
+    assert environment['devices'] == ['cpu', 'cpu']
+    assert environment['packages']['jax']
+
+    code, out, err = command(TINY, f'--workdir={workdir}', '--mode=evaluate')
+    assert code == 0, err
+    match = re.fullmatch(
+        r'step 12 sha256 ([0-9a-f]{64}) top1_error (\d\.\d{4}) top5_error (\d\.\d{4}) '
+        r'top1_error_10_views \d\.\d{4} top5_error_10_views \d\.\d{4}',
+        out.splitlines()[-1],
+    )
+    assert match
+    assert float(match[2]) == pytest.approx(last['eval/top1_error'], abs=1e-4)
+
+    code, out, err = command(TINY, f'--workdir={workdir}')
+    assert code == 0, err
+    assert out == f'nothing to train: {workdir} is at step 12 of 12\n'
+
+    code, out, err = command(
+        TINY,
+        f'--workdir={workdir}',
+        '--config.training.total_steps=13',
+        '--config.parallel.model=1',
+        '--config.optim.learning_rate=0.0001',
+    )
+    assert code == 0, err
+    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    resumed = next(row for row in rows if row.get('event') == 'resumed')
+    assert resumed['step'] == 12
+    assert resumed['mesh'] == '1x1x1'
+    assert resumed['parallel.model'] == '2 -> 1'
+    assert resumed['training.total_steps'] == '12 -> 13'
+    assert [row['step'] for row in rows if row['kind'] == 'train'] == list(range(1, 14))
+
+    before = sorted((workdir / 'checkpoints').rglob('*'))
+    for override in ('seed=1', 'training.batch_size=32', 'model.dropout=0.1', 'augment.crop_px=6'):
+        code, _, err = command(TINY, f'--workdir={workdir}', f'--config.{override}')
+        assert code == 2
+        assert f'config.{override.partition("=")[0]} is ' in err
+        assert 'choose another --workdir' in err
+    assert sorted((workdir / 'checkpoints').rglob('*')) == before
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_a_number_ends_the_run_and_saves_nothing_of_it(command, tmp_path):
+    workdir = tmp_path / 'run'
+    code, _, err = command(TINY, f'--workdir={workdir}', '--config.optim.learning_rate=1e30')
+    assert code == 2
+    assert re.search(r'error: the loss is nan at step \d+ \(learning rate 1e\+30\)', err)
+    assert '--config.optim.learning_rate' in err
+    steps = [int(p.name) for p in (workdir / 'checkpoints').iterdir()]
+    assert all(step <= 1 for step in steps)
+
+
+def test_evaluate_without_a_checkpoint_is_one_line(command, tmp_path):
+    code, _, err = command(TINY, f'--workdir={tmp_path / "none"}', '--mode=evaluate')
+    assert code == 2
+    assert 'no checkpoint in' in err
+    assert not (tmp_path / 'none').exists()
+
+
+def test_help_shows_the_flags():
+    done = subprocess.run(
+        [sys.executable, '-m', 'alexnet_jax.main', '--help'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert '--workdir' in done.stdout
+    assert 'Exit codes' in done.stdout

@@ -1,0 +1,137 @@
+"""metrics.jsonl, TensorBoard files and the console line of a run."""
+
+import json
+import struct
+
+import pytest
+from etils import epath
+from tensorboardX.proto import event_pb2
+
+from alexnet_jax import metrics as metrics_lib
+from alexnet_jax.metrics import RunLog
+
+TRAIN = {'train/loss': 2.5, 'train/top1_error': 0.75, 'train/learning_rate': 0.01}
+
+
+def _open(workdir, start_step=0, **fields) -> RunLog:
+    section = {'tensorboard': False, 'progress_bar': False, 'profile_steps': (0, 0), **fields}
+    return RunLog(epath.Path(workdir), start_step=start_step, total_steps=10, **section)
+
+
+def _rows(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_rows_are_flat_and_named(tmp_path):
+    with _open(tmp_path) as log:
+        log.event(0, 0.0, 'started', mesh='1x2x1')
+        log.train(1, 0.5, TRAIN, batch_size=16)
+        log.evaluation(1, 0.5, {'eval/top1_error': 0.25})
+    event, train, evaluation = _rows(tmp_path)
+    assert (
+        event.items() >= {'step': 0, 'kind': 'event', 'event': 'started', 'mesh': '1x2x1'}.items()
+    )
+    assert train.items() >= {'step': 1, 'epoch': 0.5, 'kind': 'train', **TRAIN}.items()
+    assert evaluation.items() >= {'kind': 'eval', 'eval/top1_error': 0.25}.items()
+    assert all(isinstance(v, int | float | str) for row in _rows(tmp_path) for v in row.values())
+
+
+def test_speed_leaves_out_compilation_and_evaluation_and_counts_waiting(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(metrics_lib.time, 'monotonic', lambda: clock[0])
+    with _open(tmp_path) as log:
+        clock[0] += 50  # compilation
+        log.train(1, 0.1, TRAIN, batch_size=16)
+        clock[0] += 6
+        with log.spending('data'):
+            clock[0] += 2
+        with log.spending('other'):
+            clock[0] += 30
+        log.train(5, 0.5, TRAIN, batch_size=16)
+    first, second = _rows(tmp_path)
+    assert 'perf/images_per_second' not in first
+    assert second['perf/images_per_second'] == pytest.approx(4 * 16 / 8)
+    assert second['perf/data_wait'] == pytest.approx(2 / 8)
+    assert second['time_s'] == pytest.approx(88)
+
+
+def test_a_resumed_log_has_each_step_once_and_time_goes_on(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(metrics_lib.time, 'monotonic', lambda: clock[0])
+    with _open(tmp_path) as log:
+        for step in range(1, 6):
+            clock[0] += 10
+            log.train(step, 0.1, TRAIN, batch_size=16)
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 6, "kind": "tr')  # torn by a kill
+    clock[0] = 1000.0
+    with _open(tmp_path, start_step=3) as log:
+        log.event(3, 0.3, 'resumed')
+        clock[0] += 10
+        log.train(4, 0.4, TRAIN, batch_size=16)
+    rows = _rows(tmp_path)
+    assert [row['step'] for row in rows] == [1, 2, 3, 3, 4]
+    assert [row['time_s'] for row in rows] == [10, 20, 30, 30, 40]
+
+
+def _scalars(directory) -> list[tuple[int, str, float]]:
+    """Read TensorBoard's event files: length, checksum, bytes, checksum (TFRecord)."""
+    found = []
+    for path in directory.iterdir():
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from('<Q', data, at)
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])  # pyright: ignore
+            found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+            at += 12 + length + 4
+    return found
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path):
+    with _open(tmp_path, tensorboard=True) as log:
+        log.event(0, 0.0, 'started')
+        log.train(2, 0.5, TRAIN, batch_size=16)
+        log.evaluation(2, 0.5, {'eval/top1_error': 0.25})
+    scalars = {(step, tag): value for step, tag, value in _scalars(tmp_path / 'tensorboard')}
+    assert scalars == pytest.approx(
+        {(2, n): v for n, v in (TRAIN | {'eval/top1_error': 0.25}).items()}
+    )
+
+
+def test_console_line(tmp_path, caplog):
+    caplog.set_level('INFO', logger='alexnet_jax')
+    with _open(tmp_path) as log:
+        log.train(1, 0.1, TRAIN, batch_size=16)
+        log.train(3, 0.3, TRAIN, batch_size=16)
+    line = caplog.messages[-1]
+    for words in (
+        'step 3/10',
+        'loss 2.5000',
+        'top-1 error 0.750',
+        'images/s',
+        'data wait',
+        'time left',
+    ):
+        assert words in line
+
+
+def test_profile_window(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        metrics_lib.jax.profiler, 'start_trace', lambda d: calls.append(('start', d))
+    )
+    monkeypatch.setattr(
+        metrics_lib.jax.profiler, 'stop_trace', lambda: calls.append(('stop', at[0]))
+    )
+    at = [0]
+    with _open(tmp_path, profile_steps=(3, 5)) as log:
+        for step in range(8):
+            at[0] = step
+            if step == 2:
+                assert not calls
+            log.advance(step)
+    assert calls == [('start', str(tmp_path / 'profile')), ('stop', 5)]
+
+
+def test_read_rows_of_nothing(tmp_path):
+    assert metrics_lib.read_rows(epath.Path(tmp_path / 'none')) == []

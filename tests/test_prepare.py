@@ -1,0 +1,88 @@
+"""The command `python -m alexnet_jax.prepare`: what it prints, its exit codes, two at a time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorflow_datasets as tfds
+
+from alexnet_jax import prepare
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def start(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, '-m', 'alexnet_jax.prepare', *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_at_once_and_again(tmp_path, capsys):
+    both = [start('digits', TFDS_DATA_DIR=str(tmp_path)) for _ in range(2)]
+    line = f'digits/1.0.0 is in {tmp_path}/digits/1.0.0: train 1437, test 360 examples\n'
+    for process in both:
+        output, errors = process.communicate()
+        assert (process.returncode, output, errors) == (0, line, '')
+    directory = tmp_path / 'digits' / '1.0.0'
+    builder: Any = tfds.builder_from_directory(directory)
+    assert {split: len(builder.as_data_source(split)) for split in ('train', 'test')} == {
+        'train': 1437,
+        'test': 360,
+    }
+    assert not list(directory.glob('*tmp*'))
+
+    before = {path: path.stat().st_mtime_ns for path in directory.iterdir()}
+    assert prepare.main(['digits', f'--data_dir={tmp_path}']) == 0
+    assert capsys.readouterr().out.splitlines()[-1:] == [line.strip()]
+    assert {path: path.stat().st_mtime_ns for path in directory.iterdir()} == before
+
+
+def test_the_flag_comes_before_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'environment'))
+    assert prepare.main(['digits', '--data_dir', str(tmp_path / 'flag')]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ['flag']
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        ([], 'DATA_SET'),
+        (['digit'], "'digit'"),
+        (['digits', '--dir=x'], '--dir=x'),
+        (['digits', '--data_dir'], '--data_dir'),
+    ],
+)
+def test_a_wrong_command_line_ends_in_one_line(capsys, arguments, words):
+    with pytest.raises(SystemExit) as ended:
+        prepare.main(arguments)
+    output, errors = capsys.readouterr()
+    assert ended.value.code == 2
+    assert output == ''
+    assert errors.startswith('error: ')
+    assert errors.count('\n') == 1
+    assert words in errors
+    assert '--help' in errors
+
+
+def test_a_directory_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    assert prepare.main(['digits', f'--data_dir={tmp_path}/file']) == 2
+    output, errors = capsys.readouterr()
+    assert output == ''
+    assert errors.startswith(f'error: cannot write {tmp_path}/file')
+    assert errors.count('\n') == 1
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as ended:
+        prepare.main(['--help'])
+    assert ended.value.code == 0
+    assert 'digits' in capsys.readouterr().out

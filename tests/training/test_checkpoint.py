@@ -1,0 +1,278 @@
+"""Checkpoints: any mesh restores them, damage is found, nothing is lost or cast in silence."""
+
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from etils import epath
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax.config import UserError
+from alexnet_jax.parallel import mesh as mesh_lib
+from alexnet_jax.training import checkpoint as checkpoint_lib
+from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.optim import make_optimizer
+from alexnet_jax.training.step import TrainState
+from configs import tiny
+
+OPTIMIZER = make_optimizer(**tiny.get_config().optim, first_step=lambda epoch: round(epoch))
+SPECS = {'conv': {'kernel': P(None, 'tower')}, 'fc': {'kernel': P(('tower', 'shard'))}}
+META = {'config': {'seed': 0}, 'data': {'name': 'digits'}}
+
+
+def _state(step: int = 3) -> TrainState:
+    random = np.random.default_rng(step)
+    params = {
+        'conv': {'kernel': random.normal(size=(3, 4)).astype(np.float32)},
+        'fc': {'kernel': random.normal(size=(8, 2)).astype(np.float32)},
+    }
+    trace = jax.tree.map(lambda w: w + 1, params)
+    opt_state = OPTIMIZER.rule.init(params)
+    opt_state = (*opt_state[:-1], optax.TraceState(trace))
+    plateau = OPTIMIZER.after_evaluation(OPTIMIZER.init_plateau(), 0.25)
+    return TrainState(
+        step=jnp.int32(step), params=params, opt_state=opt_state, plateau=jax.device_get(plateau)
+    )
+
+
+def _abstract(state: TrainState, data: int = 1, model: int = 1) -> TrainState:
+    mesh = mesh_lib.make_mesh(data=data, model=model, cpu_devices=0, towers=2)
+    specs = jax.tree.map(lambda _: P(), state)
+    opt_state = (*specs.opt_state[:-1], optax.TraceState(SPECS))
+    specs = specs.replace(params=SPECS, opt_state=opt_state)
+    return jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(
+            np.shape(x), np.asarray(x).dtype, sharding=NamedSharding(mesh, spec)
+        ),
+        state,
+        specs,
+    )
+
+
+def _open(workdir: Any, **fields: int) -> Checkpoints:
+    section = {'save_every_steps': 1, 'keep_latest': 2, 'keep_best': 1, **fields}
+    return Checkpoints(epath.Path(workdir), **section)
+
+
+def _save(workdir: Any, *steps: int) -> None:
+    with _open(workdir, keep_latest=9) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, _state(step), META)
+
+
+def _assert_equal(got: TrainState, want: TrainState) -> None:
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True)
+
+
+def test_any_mesh_restores_what_another_saved(tmp_path):
+    state = _state()
+    placed = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), state, _abstract(state, 2, 2))
+    with _open(tmp_path) as checkpoints:
+        checkpoints.save(3, placed, META, {'eval/top1_error': 0.5})
+    for data, model in ((1, 1), (2, 1), (1, 2), (1, 4), (2, 4)):
+        seen = []
+        with _open(tmp_path) as checkpoints:
+            restored = checkpoints.restore(_abstract(state, data, model), seen.append)
+        assert restored is not None
+        assert seen == [META]
+        assert (restored.step, restored.evaluated, restored.meta) == (3, True, META)
+        _assert_equal(restored.state, state)
+        kernel = restored.state.params['fc']['kernel']
+        assert kernel.sharding.shard_shape(kernel.shape) == (8 // model, 2)
+
+
+def test_a_state_may_be_donated_while_it_is_saved(tmp_path):
+    state = jax.tree.map(jnp.asarray, _state())
+    double = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)
+    want = jax.device_get(state)
+    with _open(tmp_path) as checkpoints:
+        checkpoints.save(3, state, META)
+        double(state)
+    with _open(tmp_path) as checkpoints:
+        restored = checkpoints.restore(_abstract(_state()), lambda meta: None)
+    assert restored is not None
+    assert not restored.evaluated
+    _assert_equal(restored.state, want)
+
+
+def test_keeps_the_latest_and_the_best_across_restarts(tmp_path):
+    errors = {1: 0.5, 2: 0.1, 3: 0.4, 4: None, 5: 0.1, 6: 0.3, 7: None, 8: 0.2}
+    for step, error in errors.items():
+        with _open(tmp_path) as checkpoints:
+            metrics = None if error is None else {'eval/top1_error': error}
+            checkpoints.save(step, _state(step), META, metrics)
+    kept = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+    assert kept in ([2, 7, 8], [5, 7, 8])  # two of the smallest error: either one
+    with _open(tmp_path) as checkpoints:
+        best = checkpoints.restore(_abstract(_state()), lambda meta: None, which='best')
+        latest = checkpoints.restore(_abstract(_state()), lambda meta: None)
+    assert best is not None
+    assert latest is not None
+    assert (best.step, latest.step) == (kept[0], 8)
+    _assert_equal(best.state, _state(kept[0]))
+
+
+def test_manifest_lists_every_file_with_its_sha256(tmp_path):
+    _save(tmp_path, 1)
+    step = tmp_path / 'checkpoints' / '1'
+    manifest = json.loads((step / 'manifest.json').read_text())['files']
+    files = {str(p.relative_to(step)) for p in step.rglob('*') if p.is_file()} - {'manifest.json'}
+    assert set(manifest) == files
+    for name in files:
+        assert manifest[name] == hashlib.sha256((step / name).read_bytes()).hexdigest()
+
+
+def _largest_file(step: pathlib.Path) -> pathlib.Path:
+    files = [p for p in (step / 'state').rglob('*') if p.is_file()]
+    return max(files, key=lambda p: p.stat().st_size)
+
+
+def _flip_a_bit(step: pathlib.Path) -> None:
+    file = _largest_file(step)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def _truncate(step: pathlib.Path) -> None:
+    file = _largest_file(step)
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def _remove(step: pathlib.Path) -> None:
+    _largest_file(step).unlink()
+
+
+def _add(step: pathlib.Path) -> None:
+    (step / 'state' / 'stray').write_text('x')
+
+
+def _spoil_manifest(step: pathlib.Path) -> None:
+    (step / 'manifest.json').write_text('{"files": ')
+
+
+def _remove_manifest(step: pathlib.Path) -> None:
+    (step / 'manifest.json').unlink()
+
+
+DAMAGES = [_flip_a_bit, _truncate, _remove, _add, _spoil_manifest]
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize('damage', [*DAMAGES, _remove_manifest])
+def test_damage_falls_back_to_the_step_before(tmp_path, caplog, damage):
+    _save(tmp_path, 1, 2)
+    damage(tmp_path / 'checkpoints' / '2')
+    with _open(tmp_path) as checkpoints:
+        restored = checkpoints.restore(_abstract(_state()), lambda meta: None)
+        assert restored is not None
+        assert restored.step == 1
+        _assert_equal(restored.state, _state(1))
+        assert 'checkpoint 2 is not used' in caplog.text
+        assert (tmp_path / 'checkpoints' / '2').exists()  # only looked at
+    with _open(tmp_path) as checkpoints:
+        checkpoints.restore(_abstract(_state()), lambda meta: None, set_aside=True)
+        assert (tmp_path / 'damaged' / '2-1').exists()
+        checkpoints.save(2, _state(2), META)  # the step is done again
+    with _open(tmp_path) as checkpoints:
+        restored = checkpoints.restore(_abstract(_state()), lambda meta: None)
+    assert restored is not None
+    _assert_equal(restored.state, _state(2))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_a_run_never_starts_anew_over_damaged_checkpoints(tmp_path, damage):
+    _save(tmp_path, 1, 2)
+    for step in ('1', '2'):
+        damage(tmp_path / 'checkpoints' / step)
+    for _ in range(2):  # the second start finds it no different
+        with (
+            _open(tmp_path) as checkpoints,
+            pytest.raises(UserError, match=r'no checkpoint .* is sound') as error,
+        ):
+            checkpoints.restore(_abstract(_state()), lambda meta: None, set_aside=True)
+        assert '\n' not in str(error.value)
+
+
+@pytest.mark.fault
+def test_an_unfinished_first_save_counts_as_none(tmp_path):
+    _save(tmp_path, 1)
+    _remove_manifest(tmp_path / 'checkpoints' / '1')
+    with _open(tmp_path) as checkpoints:
+        assert checkpoints.restore(_abstract(_state()), lambda meta: None, set_aside=True) is None
+    assert (tmp_path / 'damaged' / '1-1').exists()
+
+
+def _change(leaf: str, **fields: Any) -> TrainState:
+    """Return the abstract state with another conv kernel, or without one."""
+    abstract = _abstract(_state())
+    kernel = abstract.params['conv']['kernel']
+    changed = jax.ShapeDtypeStruct(
+        fields.get('shape', kernel.shape),
+        fields.get('dtype', kernel.dtype),
+        sharding=kernel.sharding,
+    )
+    conv = {} if 'absent' in fields else {leaf: changed}
+    return abstract.replace(params={**abstract.params, 'conv': conv})
+
+
+@pytest.mark.parametrize(
+    ('abstract', 'words'),
+    [
+        (
+            lambda: _change('kernel', shape=(3, 5)),
+            r'params.conv.kernel is float32\[3, 4\] there and',
+        ),
+        (lambda: _change('kernel', dtype=jnp.bfloat16), r'and bfloat16\[3, 4\] here'),
+        (lambda: _change('kernel', absent=True), r'float32\[3, 4\] there and absent here'),
+        (lambda: _change('weights'), 'params.conv.kernel is .* absent here'),
+    ],
+)
+def test_another_state_is_refused_by_the_name_of_the_leaf(tmp_path, abstract, words):
+    _save(tmp_path, 1)
+    with _open(tmp_path) as checkpoints, pytest.raises(UserError, match=words) as error:
+        checkpoints.restore(abstract(), lambda meta: None)
+    assert '\n' not in str(error.value)
+
+
+def test_a_refused_run_is_not_restored(tmp_path):
+    _save(tmp_path, 1)
+
+    def refuse(meta):
+        raise UserError(f'seed {meta["config"]["seed"]}')
+
+    with _open(tmp_path) as checkpoints, pytest.raises(UserError, match='seed 0'):
+        checkpoints.restore(_abstract(_state()), refuse)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    with _open(tmp_path) as checkpoints:
+        assert checkpoints.restore(_abstract(_state()), lambda meta: None) is None
+
+
+def test_due(tmp_path):
+    with _open(tmp_path, save_every_steps=3) as checkpoints:
+        assert [step for step in range(1, 10) if checkpoints.due(step)] == [3, 6, 9]
+    with _open(tmp_path, save_every_steps=0) as checkpoints:
+        assert not any(checkpoints.due(step) for step in range(1, 10))
+
+
+def test_sha256_sees_values_names_and_dtypes():
+    params = _state().params
+    digest = checkpoint_lib.parameters_sha256(params)
+    assert digest == checkpoint_lib.parameters_sha256(jax.tree.map(jnp.asarray, params))
+    renamed = {'conv': params['conv'], 'fd': params['fc']}
+    nudged = jax.tree.map(lambda x: np.nextafter(x, np.float32(9)), params)
+    wider = jax.tree.map(lambda x: x.astype(np.float64), params)
+    others = [checkpoint_lib.parameters_sha256(p) for p in (renamed, nudged, wider)]
+    assert len({digest, *others}) == 4
