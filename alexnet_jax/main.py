@@ -10,7 +10,9 @@ import logging
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from etils import epath
@@ -43,7 +45,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         raise UserError(f'command line: {rest[1]!r} is not a flag; flags begin with --')
     if _CONFIG.value is None:
         raise UserError('--config is missing; for example --config=configs/digits.py')
-    file = pathlib.Path(flags.FLAGS['config'].config_filename)
+    file = _config_file()
     if not file.is_file():
         raise UserError(f'--config={file} is not a file; for example --config=configs/digits.py')
     return rest
@@ -60,7 +62,9 @@ def run(argv: Sequence[str]) -> int:
     config.lock()
 
     mesh.select_platform(config.parallel.cpu_devices)
-    workdir = epath.Path(_WORKDIR.value or _default_workdir())
+    if config.model.dtype == 'float64':
+        jax.config.update('jax_enable_x64', True)
+    workdir = epath.Path(_WORKDIR.value or pathlib.Path('runs') / _config_file().stem)
     if _DRY_RUN.value:
         with_data = not (config.data.train_examples and config.data.image_shape)
         print(describe.describe(experiment.build(config, with_data=with_data)))
@@ -71,8 +75,9 @@ def run(argv: Sequence[str]) -> int:
     return loop.train(config, workdir)
 
 
-def _default_workdir() -> pathlib.Path:
-    return pathlib.Path('runs') / pathlib.Path(flags.FLAGS['config'].config_filename).stem
+def _config_file() -> pathlib.Path:
+    flag: Any = flags.FLAGS['config']
+    return pathlib.Path(flag.config_filename)
 
 
 def _one_line(error: Exception) -> str:

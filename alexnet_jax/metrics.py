@@ -49,7 +49,7 @@ class RunLog:
         self._profile_steps = profile_steps
         self._profile_dir = workdir / 'profile'
         self._profiling = False
-        self._spent: collections.Counter[str] = collections.Counter()
+        self._spent: dict[str, float] = collections.defaultdict(float)
         self._window: tuple[float, int] | None = None  # time and step of the last line
 
     def __enter__(self) -> 'RunLog':
@@ -88,7 +88,7 @@ class RunLog:
                 f'  data wait {speed["perf/data_wait"]:.0%}'
                 f'  time left {datetime.timedelta(seconds=left_s)}'
             )
-        self._window, self._spent = (now, step), collections.Counter()
+        self._window, self._spent = (now, step), collections.defaultdict(float)
         self._write('train', step, epoch, {**metrics, **speed})
         with self._above_bar():
             _logger.info('step %d/%d  epoch %.2f  %s', step, self._total_steps, epoch, words)

@@ -50,7 +50,7 @@ def test_the_table_and_the_paper_s_config_have_the_same_fields():
         (Augment, 'augment', {'self'}),
         (make_optimizer, 'optim', {'first_step'}),
         (config_lib.make_plan, 'training', {'num_examples'}),
-        (Checkpoints, 'checkpoint', {'workdir', 'self'}),
+        (Checkpoints, 'checkpoint', {'workdir', 'self', 'read_only'}),
         (RunLog, 'log', {'workdir', 'start_step', 'total_steps', 'self'}),
     ],
 )

@@ -22,9 +22,9 @@ _CHUNK = 16  # images summed at a time by a thread: of 256x256x3, 25 MB in float
 class Statistics(NamedTuple):
     """What the augmentation subtracts and adds, on the pixels' scale of 0 to 255 (Paper 4.1)."""
 
-    mean_image: np.ndarray  # float32 [H, W, C]
-    eigenvectors: np.ndarray  # float32 [C, C], columns, of the covariance of the channels
-    std: np.ndarray  # float32 [C], square roots of its eigenvalues, ascending
+    mean_image: Any  # float32 [H, W, C]
+    eigenvectors: Any  # float32 [C, C], columns, of the covariance of the channels
+    std: Any  # float32 [C], square roots of its eigenvalues, ascending
 
 
 def compute_statistics(

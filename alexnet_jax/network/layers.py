@@ -5,6 +5,8 @@ device, so a grouped layer is a plain convolution per tower. `feature_group_coun
 function 2 to 12 times slower on the CPU; under automatic partitioning it gathers the whole batch.
 """
 
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,20 +42,9 @@ class TowerConvolution(nn.Module):
     def __call__(self, inputs: Towers) -> Towers:
         """Map one [batch, H, W, C_in] per tower to one [batch, H', W', features / towers]."""
         features = self.features // self.towers * self.towers_here
-        kernel = self.param(
-            'kernel',
-            nn.with_partitioning(
-                nn.initializers.normal(self.init_std), (None, None, None, 'tower')
-            ),
-            (self.kernel, self.kernel, inputs[0].shape[-1], features),
-            self.param_dtype,
-        )
-        bias = self.param(
-            'bias',
-            nn.with_partitioning(nn.initializers.constant(self.init_bias), ('tower',)),
-            (features,),
-            self.param_dtype,
-        )
+        shape = (self.kernel, self.kernel, inputs[0].shape[-1], features)
+        kernel = _parameter(self, 'kernel', shape, (None, None, None, 'tower'))
+        bias = _parameter(self, 'bias', (features,), ('tower',))
         kernels = jnp.split(kernel.astype(self.dtype), self.towers_here, axis=-1)
         biases = jnp.split(bias.astype(self.dtype), self.towers_here)
         return tuple(
@@ -79,19 +70,22 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return `x W` [batch, features] and the bias [features], which the caller adds."""
-        kernel = self.param(
-            'kernel',
-            nn.with_partitioning(nn.initializers.normal(self.init_std), self.kernel_axes),
-            (x.shape[-1], self.features),
-            self.param_dtype,
-        )
-        bias = self.param(
-            'bias',
-            nn.with_partitioning(nn.initializers.constant(self.init_bias), self.bias_axes),
-            (self.features,),
-            self.param_dtype,
-        )
+        kernel = _parameter(self, 'kernel', (x.shape[-1], self.features), self.kernel_axes)
+        bias = _parameter(self, 'bias', (self.features,), self.bias_axes)
         return x @ kernel.astype(self.dtype), bias.astype(self.dtype)
+
+
+def _parameter(
+    layer: TowerConvolution | Dense, name: str, shape: tuple[int, ...], axes: tuple
+) -> jax.Array:
+    """Declare a kernel, N(0, init_std), or a bias, constant, with the mesh axes that split it."""
+    init = (
+        nn.initializers.normal(layer.init_std)
+        if name == 'kernel'
+        else nn.initializers.constant(layer.init_bias)
+    )
+    value = layer.param(name, nn.with_partitioning(init, axes), shape, layer.param_dtype)
+    return typing.cast(jax.Array, value)
 
 
 def convolve(
@@ -102,7 +96,7 @@ def convolve(
         x,
         kernel,
         window_strides=(stride, stride),
-        padding=(tuple(padding), tuple(padding)),
+        padding=(padding, padding),
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
 

@@ -12,6 +12,7 @@ import json
 import logging
 import operator
 import threading
+import typing
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -44,7 +45,13 @@ class Checkpoints:
     """The checkpoints of one run in WORKDIR/checkpoints/STEP/; fed by the `checkpoint` section."""
 
     def __init__(
-        self, workdir: epath.Path, *, save_every_steps: int, keep_latest: int, keep_best: int
+        self,
+        workdir: epath.Path,
+        *,
+        save_every_steps: int,
+        keep_latest: int,
+        keep_best: int,
+        read_only: bool = False,
     ) -> None:
         self._directory = workdir / 'checkpoints'
         self._damaged = workdir / 'damaged'
@@ -72,7 +79,8 @@ class Checkpoints:
                 preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
                 best_fn=error,  # without it Orbax does not write the metrics
                 best_mode='min',
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,  # they may be those of a running training
+                read_only=read_only,
                 save_root_metadata=False,
             ),
         )
@@ -100,11 +108,14 @@ class Checkpoints:
     ) -> None:
         """Begin to save; `metrics`, if the step was evaluated, decide which step is the best.
 
-        The state may be donated as soon as this returns. Saving a step that is saved does nothing.
+        The state may be donated as soon as this returns. A step that is saved is kept, unless it
+        was saved before its evaluation and `metrics` are here now.
         """
         self.wait()
         if step in self._manager.all_steps():
-            return
+            if metrics is None or self._manager.metrics(step) is not None:
+                return
+            self._manager.delete(step)
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -256,7 +267,7 @@ def _files(directory: epath.Path) -> list[str]:
 
 def _sha256(path: epath.Path) -> str:
     with contextlib.closing(path.open('rb')) as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+        return hashlib.file_digest(typing.cast(Any, file), 'sha256').hexdigest()
 
 
 def _to_tree(state: Any) -> dict[str, Any]:

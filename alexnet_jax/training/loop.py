@@ -84,7 +84,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: epath.Path) 
     experiment = build(config)
     if not (workdir / 'checkpoints').exists():
         raise UserError(f'no checkpoint in {workdir}; train first, or name another --workdir')
-    with Checkpoints(workdir, **config.checkpoint) as checkpoints:
+    with Checkpoints(workdir, **config.checkpoint, read_only=True) as checkpoints:
         restored = checkpoints.restore(
             experiment.abstract_state(),
             lambda meta: None,
@@ -249,7 +249,7 @@ def _save_description(experiment: Experiment, workdir: epath.Path) -> None:
         check=False,
     )
     environment = {
-        'command': sys.argv,
+        'arguments': sys.argv[1:],
         'git': git.stdout.strip() or 'not a checkout',
         'python': platform.python_version(),
         'platform': platform.platform(),

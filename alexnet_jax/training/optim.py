@@ -8,7 +8,9 @@ The learning rate stands inside the velocity: at a drop the old velocity keeps t
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ class Optimizer:
 
     def init_plateau(self) -> ReduceLROnPlateauState:
         """Return the plateau rule's state before the first evaluation."""
-        return self.plateau.init(jnp.zeros((), jnp.float32))
+        return typing.cast(ReduceLROnPlateauState, self.plateau.init(jnp.zeros((), jnp.float32)))
 
     def learning_rate(self, step: jax.Array, plateau: ReduceLROnPlateauState) -> jax.Array:
         """Return the learning rate of a step, float32 scalar."""
@@ -97,8 +99,9 @@ def paper_update_rule(
 def _scale_by_given_learning_rate() -> optax.GradientTransformationExtraArgs:
     """Multiply by -learning_rate, given at each call: a schedule would count steps once more."""
 
-    def update(updates, state, params=None, *, learning_rate, **extra_args):
-        del params, extra_args
+    def update(updates, state, params=None, **extra_args) -> Any:
+        del params
+        learning_rate = extra_args['learning_rate']
         return jax.tree.map(lambda u: -learning_rate.astype(u.dtype) * u, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

@@ -118,6 +118,17 @@ def test_an_image_depends_on_its_row_and_the_key_alone():
     assert len(np.unique(np.concatenate(differ).reshape(12, -1), axis=0)) == 12
 
 
+def test_an_image_does_not_depend_on_how_many_are_made_at_once():
+    # A compiler's bug, jax issue 39103, gave the images of large batches one another's colours.
+    stats, images = statistics(), noise(1024)
+    rows = np.arange(1024)
+    whole = train(PAPER, images, stats, seed=11)
+    for start in range(0, 1024, 128):
+        part = slice(start, start + 128)
+        got = train(PAPER, images[part], stats, seed=11, rows=rows[part])
+        np.testing.assert_allclose(whole[part], got, atol=1e-4)
+
+
 # Statistics of the draws: images that name their own pixels, so that each draw can be read off.
 
 N = 20_000

@@ -255,6 +255,30 @@ def test_a_refused_run_is_not_restored(tmp_path):
         checkpoints.restore(_abstract(_state()), refuse)
 
 
+def test_a_reader_leaves_a_running_save_alone(tmp_path):
+    _save(tmp_path, 1)
+    under_way = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp'
+    under_way.mkdir()
+    with _open(tmp_path, read_only=True) as checkpoints:
+        restored = checkpoints.restore(_abstract(_state()), lambda meta: None)
+    assert restored is not None
+    assert restored.step == 1
+    assert under_way.exists()
+    with _open(tmp_path) as checkpoints:  # the next training clears away what a kill left
+        checkpoints.save(3, _state(3), META)
+    assert not under_way.exists()
+
+
+def test_a_step_saved_before_its_evaluation_is_saved_again_with_it(tmp_path):
+    for metrics in (None, {'eval/top1_error': 0.5}, {'eval/top1_error': 0.1}):
+        with _open(tmp_path) as checkpoints:
+            checkpoints.save(1, _state(1), META, metrics)
+            restored = checkpoints.restore(_abstract(_state()), lambda meta: None)
+        assert restored is None or restored.evaluated == (metrics is not None)
+    path = tmp_path / 'checkpoints' / '1' / 'metrics' / 'metrics'
+    assert json.loads(path.read_text()) == {'eval/top1_error': 0.5}
+
+
 def test_no_checkpoint_is_none(tmp_path):
     with _open(tmp_path) as checkpoints:
         assert checkpoints.restore(_abstract(_state()), lambda meta: None) is None

@@ -1,0 +1,61 @@
+"""The loop where the command line does not reach: a stop within an evaluation, the plateau rule."""
+
+import json
+import signal
+
+import pytest
+from etils import epath
+
+from alexnet_jax.training import loop
+from configs import tiny
+
+pytestmark = pytest.mark.slow
+
+
+def _config(tmp_path, **training):
+    config = tiny.get_config()
+    config.data.dir = str(tmp_path / 'data')
+    config.log.tensorboard = False
+    config.training.update(total_steps=4, eval_every_epochs=0.0, **training)
+    return config
+
+
+def _rows(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(tmp_path, monkeypatch, capsys):
+    workdir = epath.Path(tmp_path / 'run')
+    config = _config(tmp_path)
+    evaluate = loop._evaluate
+
+    def stopped(experiment, state, views, stop):
+        stop.received = signal.SIGTERM
+        return evaluate(experiment, state, views, stop)
+
+    monkeypatch.setattr(loop, '_evaluate', stopped)
+    assert loop.train(config, workdir) == 143
+    assert _rows(workdir)[-1]['event'] == 'stopped'
+    monkeypatch.undo()
+    assert loop.train(config, workdir) == 0
+    assert [row['step'] for row in _rows(workdir) if row['kind'] == 'eval'] == [4]
+    capsys.readouterr()
+    assert loop.train(config, workdir) == 0
+    assert capsys.readouterr().out == f'nothing to train: {workdir} is at step 4 of 4\n'
+
+
+def test_the_plateau_rule_is_fed_and_saved(tmp_path):
+    """No error improves by 1.0: the rate drops after each second evaluation, three times."""
+    workdir = epath.Path(tmp_path / 'run')
+    config = _config(tmp_path)
+    config.optim.update(
+        schedule='plateau', plateau_evaluations=2, plateau_min_gain=1.0, learning_rate=0.01
+    )
+    config.training.update(total_steps=6, batch_size=16, eval_every_epochs=0.011)  # 1 step
+    assert loop.train(config, workdir) == 0
+    config.training.total_steps = 9  # the same rule goes on after a restart
+    assert loop.train(config, workdir) == 0
+    rates = [row['train/learning_rate'] for row in _rows(workdir) if row['kind'] == 'train']
+    assert len([row for row in _rows(workdir) if row['kind'] == 'eval']) == 9
+    # The first evaluation is a gain over nothing; the third is the second without one.
+    assert rates == pytest.approx(3 * [1e-2] + 2 * [1e-3] + 2 * [1e-4] + 2 * [1e-5])
