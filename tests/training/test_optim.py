@@ -1,0 +1,216 @@
+"""The update rule and the schedules against plain Python loops, optax.sgd and torch.optim.SGD."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import serialization
+
+from alexnet_jax.config import Plan
+from alexnet_jax.training.optim import make_optimizer
+from configs import alexnet
+
+PLAN = Plan(num_examples=100, batch_size=8, total_steps=100, eval_every_epochs=1.0)
+RATE, MOMENTUM, DECAY = 0.01, 0.9, 0.0005  # Paper 5
+STEPS, DROP = 30, 12
+
+
+def optimizer(**fields):
+    """Return the optimizer of configs/alexnet.py with some fields changed."""
+    config = alexnet.get_config().optim
+    config.update(fields)
+    return make_optimizer(**config, first_step=PLAN.first_step)
+
+
+# The update rule, on a quadratic whose gradients depend on the weights.
+
+
+CURVATURE = np.diag([30.0, 3.0, 0.3]) + 0.1
+NOISE = np.random.default_rng(0).standard_normal((STEPS, 3))
+START = np.asarray([1.0, -2.0, 300.0])  # the last is large enough for the decay to show
+
+
+def gradient(weights, step):
+    return CURVATURE @ weights + NOISE[step]
+
+
+def rates(step):
+    return RATE if step < DROP else RATE / 10
+
+
+def paper_path(rate=rates):
+    """v <- 0.9 v - 0.0005 lr w - lr g; w <- w + v, element by element."""
+    weights, velocity, path = START.copy(), np.zeros(3), []
+    for step in range(STEPS):
+        g, lr = gradient(weights, step), rate(step)
+        for i in range(3):
+            velocity[i] = MOMENTUM * velocity[i] - DECAY * lr * weights[i] - lr * g[i]
+        weights = weights + velocity
+        path.append(weights.copy())
+    return np.asarray(path)
+
+
+def optax_path(transformation, **extra):
+    """Return the weights after each step of an optax transformation."""
+    weights, path = {'w': jnp.asarray(START)}, []
+    state = transformation.init(weights)
+    for step in range(STEPS):
+        arguments = {name: function(step) for name, function in extra.items()}
+        gradients = {'w': jnp.asarray(gradient(np.asarray(weights['w']), step))}
+        updates, state = transformation.update(gradients, state, weights, **arguments)
+        weights = optax.apply_updates(weights, updates)
+        path.append(np.asarray(weights['w']))
+    return np.asarray(path)
+
+
+def test_update_rule_is_the_papers_across_a_drop(x64):
+    ours = optimizer(schedule='steps', drop_epochs=(DROP / 12.5,))  # 12.5 steps an epoch
+    plateau = ours.init_plateau()
+    rate = [ours.learning_rate(jnp.int32(step), plateau) for step in range(STEPS)]
+    np.testing.assert_allclose(rate, [rates(step) for step in range(STEPS)], rtol=1e-6)
+    path = optax_path(ours.rule, learning_rate=lambda step: rate[step])
+    want = paper_path(lambda step: float(rate[step]))  # the rate is float32, all else float64
+    np.testing.assert_allclose(path, want, rtol=1e-12)
+
+
+def assert_departs_at_the_drop(path):
+    """Assert that a path is the paper's before the learning rate drops and not from there on."""
+    paper = paper_path()
+    np.testing.assert_allclose(path[:DROP], paper[:DROP], rtol=1e-6)
+    moved, paper_moved = path[DROP] - path[DROP - 1], paper[DROP] - paper[DROP - 1]
+    # The old velocity keeps its rate in the paper, and is divided by ten where the rate is outside.
+    assert np.all(np.abs(paper_moved) > 5 * np.abs(moved))
+    assert np.all(np.abs(path[-1] - paper[-1]) > 1e-3 * np.abs(paper[-1]))
+
+
+def test_optax_sgd_departs_from_the_paper_at_the_drop(x64):
+    schedule = lambda step: jnp.where(step < DROP, RATE, RATE / 10)
+    sgd = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(schedule, momentum=MOMENTUM))
+    assert_departs_at_the_drop(optax_path(sgd))
+
+
+def test_torch_sgd_departs_from_the_paper_at_the_drop():
+    weights = torch.from_numpy(START.copy()).requires_grad_()
+    sgd = torch.optim.SGD([weights], lr=RATE, momentum=MOMENTUM, weight_decay=DECAY)
+    path = []
+    for step in range(STEPS):
+        sgd.param_groups[0]['lr'] = rates(step)
+        weights.grad = torch.from_numpy(gradient(weights.detach().numpy(), step))
+        sgd.step()
+        path.append(weights.detach().numpy().copy())
+    assert_departs_at_the_drop(np.asarray(path))
+
+
+def test_float32_and_float64_weights_keep_their_types(x64):
+    rule = optimizer().rule
+    for dtype in (jnp.float32, jnp.float64):
+        weights = {'w': jnp.ones(3, dtype)}
+        updates, state = rule.update(
+            weights, rule.init(weights), weights, learning_rate=jnp.float32(RATE)
+        )
+        assert {leaf.dtype for leaf in jax.tree.leaves((updates, state))} == {jnp.dtype(dtype)}
+
+
+# Schedules.
+
+
+def test_stepwise_schedule_drops_at_the_first_step_of_each_epoch():
+    ours = optimizer(schedule='steps', drop_epochs=(0.5, 2.0, 2.4), drop_factor=0.1)
+    drops = [7, 25, 30]  # 100 examples in batches of 8: 6.25 -> 7, 25, 30
+    rate = jax.jit(ours.learning_rate)
+    for step in range(40):
+        want = RATE * 0.1 ** sum(step >= drop for drop in drops)
+        np.testing.assert_allclose(rate(jnp.int32(step), ours.init_plateau()), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize('schedule', ['constant', 'steps'])
+def test_other_schedules_ignore_evaluations(schedule):
+    ours = optimizer(schedule=schedule, plateau_evaluations=1, drop_epochs=(2.0,))
+    state = ours.init_plateau()
+    for error in (0.5, 0.9, 0.9, 0.9):
+        state = ours.after_evaluation(state, error)
+    np.testing.assert_allclose(ours.learning_rate(jnp.int32(24), state), RATE, rtol=1e-6)
+    # The epochs of drops belong to 'steps' alone.
+    late = RATE / 10 if schedule == 'steps' else RATE
+    np.testing.assert_allclose(ours.learning_rate(jnp.int32(25), state), late, rtol=1e-6)
+
+
+def plateau_rates(errors, *, patience, gain, drops, factor=0.1):
+    """Yield the rate after each evaluation: times factor when `patience` in a row brought no gain."""
+    rate, best, waited = RATE, np.inf, 0
+    for error in errors:
+        if error < best - gain:
+            best, waited = error, 0
+        else:
+            waited += 1
+        if waited == patience:
+            waited = 0
+            if drops > 0:
+                rate, drops = rate * factor, drops - 1
+        yield rate
+
+
+def follow(ours, errors, state=None):
+    """Return the rates after each evaluation, and the last state."""
+    state, rate = ours.init_plateau() if state is None else state, []
+    for error in errors:
+        state = ours.after_evaluation(state, error)
+        rate.append(float(ours.learning_rate(jnp.int32(10**6), state)))
+    return rate, state
+
+
+def test_plateau_divides_by_ten_after_the_evaluations_in_a_row_without_a_gain():
+    errors = [0.9, 0.8, 0.8, 0.9, 0.7995, 0.79, 0.79, 0.7895, 0.7985, 0.7, 0.8, 0.8, 0.8, 0.6]
+    #              ^ best                 ^ a gain; 0.7995 was none           three without: drop
+    rate, _ = follow(optimizer(plateau_evaluations=3, plateau_min_gain=0.001), errors)
+    # Three after 0.8 (0.8, 0.9 and 0.7995 gain less than 0.001), three after 0.79, three after 0.7.
+    want = [RATE] * 4 + [RATE / 10] * 4 + [RATE / 100] * 4 + [RATE / 1000] * 2
+    np.testing.assert_allclose(rate, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('patience', 'gain', 'drops', 'factor'),
+    [(5, 0.001, 3, 0.1), (2, 0.004, 3, 0.1), (3, 0.0, 2, 0.5), (1, 0.001, 0, 0.1)],
+)
+def test_plateau_is_the_rule_on_a_long_run(patience, gain, drops, factor):
+    rng = np.random.default_rng(1)
+    errors = 0.4 + 0.5 * np.exp(-np.arange(80) / 12) + rng.normal(0, 0.003, 80)
+    errors[40:44] = errors[40]  # equal errors are no gain, not even where any gain will do
+    ours = optimizer(
+        plateau_evaluations=patience,
+        plateau_min_gain=gain,
+        plateau_drops=drops,
+        drop_factor=factor,
+    )
+    rate, _ = follow(ours, errors)
+    want = list(plateau_rates(errors, patience=patience, gain=gain, drops=drops, factor=factor))
+    np.testing.assert_allclose(rate, want, rtol=1e-6)
+    assert len(set(want)) == drops + 1, 'the run reaches every drop'
+
+
+def test_plateau_without_a_least_gain_needs_some_gain():
+    errors = [0.5, 0.5, 0.49999, 0.49999, 0.49999, 0.4]
+    rate, _ = follow(optimizer(plateau_evaluations=2, plateau_min_gain=0.0), errors)
+    np.testing.assert_allclose(rate, [RATE] * 4 + [RATE / 10] * 2, rtol=1e-6)
+
+
+def test_plateau_drops_three_times_at_most():
+    rate, _ = follow(optimizer(plateau_evaluations=2), [0.5] * 40)
+    want = [RATE / 10 ** min(3, (i // 2)) for i in range(40)]
+    np.testing.assert_allclose(rate, want, rtol=1e-6)
+
+
+def test_plateau_state_survives_a_checkpoint():
+    ours = optimizer(plateau_evaluations=3)
+    errors = [0.9, 0.8, 0.8, 0.81, 0.8, 0.79, 0.8, 0.8, 0.8, 0.8]
+    whole, _ = follow(ours, errors)
+    assert len(set(whole)) > 1
+    for cut in range(len(errors)):
+        _, state = follow(ours, errors[:cut])
+        saved = jax.tree.map(np.asarray, serialization.to_state_dict(state))
+        restored = serialization.from_state_dict(ours.init_plateau(), saved)
+        assert jax.tree.map(lambda x: x.dtype, restored) == jax.tree.map(lambda x: x.dtype, state)
+        rest, _ = follow(ours, errors[cut:], restored)
+        assert rest == whole[cut:]
