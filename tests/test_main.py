@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def test_dry_run_of_the_paper_s_network_without_its_data(command, tmp_path):
 @pytest.mark.slow
 def test_train_evaluate_and_train_again(command, tmp_path):
     """One life of a run: train, evaluate, nothing to train, more steps, another mesh, refusals."""
-    workdir = tmp_path / 'a run'
+    workdir = Path(os.path.relpath(tmp_path / 'a run', ROOT))  # as most people give one
     code, out, err = command(TINY, f'--workdir={workdir}')
     assert (code, out) == (0, '')
     assert 'step 12/12' in err

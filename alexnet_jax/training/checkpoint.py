@@ -53,7 +53,7 @@ class Checkpoints:
         keep_best: int,
         read_only: bool = False,
     ) -> None:
-        self._directory = workdir / 'checkpoints'
+        self._directory = (workdir / 'checkpoints').resolve()  # Orbax wants an absolute path
         self._damaged = workdir / 'damaged'
         self._save_every_steps = save_every_steps
         self._sealer = futures.ThreadPoolExecutor(1, 'seal')
