@@ -117,7 +117,7 @@ FIELDS: dict[str, Rule] = {
     'optim.momentum': _number(0.0, 1.0),
     'optim.weight_decay': _number(0.0),
     'optim.schedule': _one_of('constant', 'steps', 'plateau'),
-    'optim.drop_factor': _number(0.0, 1.0),
+    'optim.drop_factor': Rule(lambda v: _is_number(v) and 0 < v < 1, 'between 0 and 1'),
     'optim.drop_epochs': _tuple_of(
         lambda v: _is_number(v) and v > 0, words='a tuple of epochs above 0'
     ),

@@ -11,13 +11,13 @@ from flax import linen as nn
 from alexnet_jax.network.model import AlexNet, abstract_variables
 from configs import alexnet
 
-# For what is compiled to be run a few times: compiles in a quarter of the time, runs ten times slower.
+# For what runs a few times only: compiles in a quarter of the time, runs ten times slower.
 QUICK_COMPILE = {'xla_backend_optimization_level': 0}
 SMALL_IMAGE = (96, 128, 3)  # not square: a transposed axis cannot hide; 2 x 3 maps reach fc6
 
 
 def small_model_config(*, towers: int = 2, conv6: int = 0, dtype: str = 'float64') -> dict:
-    """Return the `model` section of the paper's network with few units; all else as in the paper."""
+    """Return the `model` section of the paper's network with few units, all else unchanged."""
     model = alexnet.get_config().model
     model.update(num_classes=7, towers=towers, dtype=dtype)
     widths = {'conv1': 16, 'conv2': 12, 'conv3': 20, 'conv4': 16, 'conv5': 12, 'conv6': conv6}
@@ -44,7 +44,7 @@ def draw_parameters(model: AlexNet, image_shape: tuple[int, ...], seed: int) -> 
 
 
 def smooth_images(n: int, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Return images that look like mean-subtracted photographs: blobs of 16 pixels and fine noise."""
+    """Return images like mean-subtracted photographs: blobs of 16 pixels and fine noise."""
     rng = np.random.default_rng(seed)
     height, width, channels = shape
     blobs = rng.normal(0, 50, (n, -(-height // 16), -(-width // 16), channels))
@@ -83,9 +83,9 @@ def max_pool(x: np.ndarray, *, window: int, stride: int) -> np.ndarray:
 def convolve(
     x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, *, stride: int, padding: tuple[int, int]
 ) -> np.ndarray:
-    """y_{r,c,f} = bias_f + sum_{p,q,m} kernel_{p,q,m,f} x_{stride r + p - before, stride c + q - before, m}.
+    """y_{r,c,f} = bias_f + sum_{p,q,m} kernel_{p,q,m,f} x_{s r + p - before, s c + q - before, m}.
 
-    x is zero outside the image; `padding` = (before, after) zeros along each spatial axis.
+    s is the stride, `padding` = (before, after) the zeros that stand around each spatial axis.
     """
     before, after = padding
     batch, height, width, maps = x.shape
@@ -135,7 +135,7 @@ def errors(scores: np.ndarray, labels: np.ndarray, mask: np.ndarray, first: int)
 def view(
     image: np.ndarray, mean_image: np.ndarray, corner: tuple[int, int], mirror: bool, crop_px: int
 ) -> np.ndarray:
-    """Return the crop at `corner` (y, x) less the mean image there, columns reversed if `mirror`."""
+    """Return the crop at `corner` (y, x) less the mean image there, reversed if `mirror`."""
     out = np.zeros((crop_px, crop_px, image.shape[-1]))
     for r, c in np.ndindex(crop_px, crop_px):
         source = (corner[0] + r, corner[1] + c)

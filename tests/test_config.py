@@ -110,6 +110,7 @@ def _changed(**fields):
         ({'training__batch_size': '128'}, r"batch_size = '128' must be an integer of at least 1"),
         ({'training__batch_size': 0}, 'at least 1'),
         ({'optim__momentum': 1.0}, r'at least 0 and below 1'),
+        ({'optim__drop_factor': 0.0}, r'drop_factor = 0\.0 must be between 0 and 1'),
         ({'optim__learning_rate': math.nan}, 'learning_rate = nan'),
         ({'optim__schedule': 'cosine'}, 'one of constant, steps, plateau'),
         ({'optim__drop_epochs': (3.0, -1.0)}, 'a tuple of epochs above 0'),

@@ -46,10 +46,10 @@ class Augment:
     def _one(self, image: jax.Array, statistics: Any, key: jax.Array) -> jax.Array:
         """Return one training image [crop_px, crop_px, C]."""
         crop_key, mirror_key, colour_key = jax.random.split(key, 3)
-        spare = jnp.asarray(image.shape[:2]) - self.crop_px
-        corner = (
-            jax.random.randint(crop_key, (2,), 0, spare + 1) if self.random_crop else spare // 2
-        )
+        spare = jnp.asarray(image.shape[:2], jnp.int32) - self.crop_px
+        corner = spare // 2
+        if self.random_crop:
+            corner = jax.random.randint(crop_key, (2,), 0, spare + 1, jnp.int32)
         crop = self._crop(image, statistics, corner)
         if self.mirror:
             crop = jnp.where(jax.random.bernoulli(mirror_key), crop[:, ::-1], crop)
@@ -59,7 +59,7 @@ class Augment:
 
     def _crop(self, image: jax.Array, statistics: Any, corner: jax.Array) -> jax.Array:
         """Cut image and mean image at one corner (y, x) and subtract; uint8 is cut, then cast."""
-        start = (corner[0], corner[1], 0)
+        start = (*corner, jnp.zeros_like(corner[0]))
         size = (self.crop_px, self.crop_px, image.shape[-1])
         mean = lax.dynamic_slice(statistics.mean_image, start, size)
         return lax.dynamic_slice(image, start, size).astype(mean.dtype) - mean
@@ -95,4 +95,7 @@ def pca_colour(statistics: Any, key: jax.Array, colour_std: float) -> jax.Array:
     """
     std = statistics.std
     amounts = colour_std * jax.random.normal(key, std.shape, std.dtype) * std
-    return jnp.sum(statistics.eigenvectors * amounts[None], axis=-1)
+    # Neither a matrix product nor a reduction: jaxlib 0.10.2 on the CPU miscompiles them under vmap
+    # and gives the images of large batches one another's colours (jax-ml/jax#39103).
+    shifts = [amounts[i] * statistics.eigenvectors[:, i] for i in range(len(std))]
+    return sum(shifts[1:], start=shifts[0])

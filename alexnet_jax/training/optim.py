@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import ReduceLROnPlateauState, reduce_on_plateau
 
+_SOME_GAIN = 1e-30  # optax refuses 0, which here means: any gain at all
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -33,7 +35,9 @@ class Optimizer:
 
     def learning_rate(self, step: jax.Array, plateau: ReduceLROnPlateauState) -> jax.Array:
         """Return the learning rate of a step, float32 scalar."""
-        return jnp.asarray(self.schedule(step), jnp.float32) * plateau.scale
+        with jax.numpy_dtype_promotion('standard'):  # optax mixes Python numbers and int32
+            rate = jnp.asarray(self.schedule(step), jnp.float32)
+        return rate * plateau.scale if self.uses_plateau else rate
 
     def after_evaluation(
         self, plateau: ReduceLROnPlateauState, error: float
@@ -70,7 +74,10 @@ def make_optimizer(
     plateau_evaluations evaluations in a row, plateau_drops times at most. `first_step` turns an
     epoch into a step.
     """
-    drops = {first_step(epoch): drop_factor for epoch in drop_epochs} if schedule == 'steps' else {}
+    drops: dict[int, float] = {}
+    for epoch in drop_epochs if schedule == 'steps' else ():
+        step = first_step(epoch)
+        drops[step] = drops.get(step, 1.0) * drop_factor
     return Optimizer(
         rule=paper_update_rule(momentum=momentum, weight_decay=weight_decay),
         schedule=optax.piecewise_constant_schedule(learning_rate, drops),
@@ -78,7 +85,7 @@ def make_optimizer(
             factor=drop_factor,
             patience=plateau_evaluations,
             rtol=0.0,
-            atol=plateau_min_gain,
+            atol=max(plateau_min_gain, _SOME_GAIN),
             min_scale=drop_factor**plateau_drops,
         ),
         uses_plateau=schedule == 'plateau',

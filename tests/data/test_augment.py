@@ -25,8 +25,8 @@ class Statistics(NamedTuple):
     std: np.ndarray
 
 
-def statistics(mean_image=None, std=(0.0, 37.0, 121.0), dtype=np.float32) -> Statistics:
-    """Return a mean image, the orthonormal eigenvectors of a random matrix and the given deviations."""
+def statistics(mean_image=None, std=(0.0, 37.0, 121.0), dtype='float32') -> Statistics:
+    """Return a mean image, three orthonormal eigenvectors and the given deviations."""
     rng = np.random.default_rng(8)
     mean_image = rng.uniform(60, 180, SHAPE) if mean_image is None else mean_image
     eigenvectors, _ = np.linalg.qr(rng.standard_normal((3, 3)))
@@ -220,12 +220,15 @@ def test_ten_views_without_mirrors_are_five_crops_twice():
 
 
 def test_float64_statistics_give_float64_images(x64):
-    stats, images = statistics(dtype=np.float64), noise(2)
-    training = jax.jit(PLAIN.training)(images, stats, jax.random.key(7), np.arange(2, dtype=np.int32))
-    assert training.dtype == np.float64
-    for image, output in zip(images, np.asarray(training), strict=True):
+    stats, images = statistics(dtype='float64'), noise(2)
+    outputs = train(PLAIN, images, stats, seed=7)
+    assert outputs.dtype == np.float64
+    for image, output in zip(images, outputs, strict=True):
         [(corner, mirror, _)] = explain(output, image, stats, colour=False)
         slow = reference.view(image, stats.mean_image, corner, mirror, CROP)
         np.testing.assert_array_equal(output, slow)
-    coloured = jax.jit(PAPER.training)(images, stats, jax.random.key(7), np.arange(2, dtype=np.int32))
-    assert coloured.dtype == np.float64
+    assert train(PAPER, images, stats, seed=7).dtype == np.float64
+    slow = [[crop for *_, crop in reference.ten_views(i, stats.mean_image, CROP)] for i in images]
+    np.testing.assert_array_equal(
+        views_of(PAPER, images, stats, 10), np.swapaxes(np.asarray(slow), 0, 1)
+    )

@@ -1,6 +1,7 @@
 """Each layer against a slow NumPy loop and central differences, in float64."""
 
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,14 @@ def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
     return scale * np.random.default_rng(sum(shape)).standard_normal(shape)
 
 
+def lrn(a, **constants):
+    return local_response_norm(jnp.asarray(a), **constants)
+
+
+def pool(x, **window):
+    return max_pool(jnp.asarray(x), **window)
+
+
 # Response normalisation, Paper 3.3. At the scale of 100 the sums weigh as much as k.
 
 
@@ -29,18 +38,18 @@ def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
 def test_lrn_is_the_formula(constants):
     a = normal(2, 2, 3, 11, scale=100.0)
     want = reference.local_response_norm(a, **constants)
-    np.testing.assert_allclose(local_response_norm(a, **constants), want, rtol=1e-12)
+    np.testing.assert_allclose(lrn(a, **constants), want, rtol=1e-12)
 
 
 def test_lrn_with_fewer_maps_than_the_window():
     a = normal(2, 2, 3, scale=100.0)
     want = reference.local_response_norm(a, **PAPER_LRN)
-    np.testing.assert_allclose(local_response_norm(a, **PAPER_LRN), want, rtol=1e-12)
+    np.testing.assert_allclose(lrn(a, **PAPER_LRN), want, rtol=1e-12)
 
 
 def test_lrn_takes_its_sums_in_float32():
     a = jnp.asarray(normal(3, 3, 11, scale=100.0), jnp.bfloat16)
-    got = local_response_norm(a, **PAPER_LRN)
+    got = lrn(a, **PAPER_LRN)
     want = reference.local_response_norm(np.asarray(a, np.float64), **PAPER_LRN)
     assert got.dtype == jnp.bfloat16
     half_a_unit = 2.0**-8  # of a bfloat16's 8 bits; the rest is float32's
@@ -50,7 +59,7 @@ def test_lrn_takes_its_sums_in_float32():
 def test_lrn_gradient():
     a, weights = normal(1, 2, 8, scale=100.0), normal(2, 1, 8)
     weights = weights.reshape(a.shape)
-    got = jax.grad(lambda a: jnp.sum(weights * local_response_norm(a, **PAPER_LRN)))(a)
+    got = jax.grad(lambda a: jnp.sum(weights * lrn(a, **PAPER_LRN)))(a)
     want = reference.central_differences(
         lambda a: np.sum(weights * reference.local_response_norm(a, **PAPER_LRN)), a, step=1e-3
     )
@@ -65,13 +74,13 @@ def test_lrn_gradient():
 def test_max_pool_is_the_maximum_of_whole_squares(shape, window, stride):
     x = normal(*shape) - 3.0  # mostly negative: a padded zero would win
     want = reference.max_pool(x, window=window, stride=stride)
-    np.testing.assert_array_equal(max_pool(x, window=window, stride=stride), want)
+    np.testing.assert_array_equal(pool(x, window=window, stride=stride), want)
 
 
 def test_max_pool_gradient():
     x = normal(1, 7, 6, 2)  # 3/2 squares overlap: some elements win twice, the last column never
     weights = normal(1, 3, 2, 2)
-    got = jax.grad(lambda x: jnp.sum(weights * max_pool(x, window=3, stride=2)))(x)
+    got = jax.grad(lambda x: jnp.sum(weights * pool(x, window=3, stride=2)))(x)
     want = reference.central_differences(
         lambda x: np.sum(weights * reference.max_pool(x, window=3, stride=2)), x
     )
@@ -90,7 +99,7 @@ def tower_convolution(**fields) -> TowerConvolution:
     )
 
 
-# A kernel with a stride, a padding and a size of image as in conv1 (one side padded), conv2 and conv3.
+# As conv1, padded at one side only, as conv2 and as conv3.
 GEOMETRIES = {
     'conv1': ({'kernel': 5, 'stride': 3, 'padding': (0, 3)}, (2, 8, 11, 3)),
     'conv2': ({'kernel': 5, 'padding': (2, 2)}, (1, 4, 6, 2)),
@@ -103,6 +112,10 @@ def inputs_and_parameters(shape, layer):
     inputs = tuple(normal(*shape) + tower for tower in range(layer.towers_here))
     kernel = normal(layer.kernel, layer.kernel, shape[-1], layer.features)
     return inputs, {'kernel': kernel, 'bias': normal(layer.features)}
+
+
+def apply(layer, params, inputs) -> tuple[jax.Array, ...]:
+    return typing.cast(tuple, layer.apply({'params': params}, inputs))
 
 
 def slow_towers(inputs, params, layer):
@@ -125,7 +138,7 @@ def test_tower_convolution_is_the_formula(name):
     fields, shape = GEOMETRIES[name]
     layer = tower_convolution(**fields)
     inputs, params = inputs_and_parameters(shape, layer)
-    got = layer.apply({'params': params}, inputs)
+    got = apply(layer, params, inputs)
     assert len(got) == 2
     for ours, slow in zip(got, slow_towers(inputs, params, layer), strict=True):
         np.testing.assert_allclose(ours, slow, rtol=1e-12, atol=1e-12)
@@ -145,7 +158,7 @@ def test_tower_convolution_gradients():
     weights = normal(2, 1, 2, 2, 1)  # no zero among them: each output counts
 
     def loss(params, inputs):
-        outputs = layer.apply({'params': params}, inputs)
+        outputs = apply(layer, params, inputs)
         return sum(jnp.sum(w * x**2) for w, x in zip(weights, outputs, strict=True))
 
     def slow_loss(params, inputs):
@@ -171,7 +184,7 @@ def test_tower_convolution_gradients():
 def test_towers_do_not_see_each_other():
     layer = tower_convolution()
     inputs, params = inputs_and_parameters((1, 4, 4, 2), layer)
-    jacobian = jax.jacobian(lambda inputs: layer.apply({'params': params}, inputs))(inputs)
+    jacobian = jax.jacobian(lambda inputs: apply(layer, params, inputs))(inputs)
     for tower, other in ((0, 1), (1, 0)):
         assert not np.any(jacobian[tower][other])
         assert np.all(np.any(jacobian[tower][tower], axis=(4, 5, 6, 7)))
@@ -185,6 +198,7 @@ ROWS = np.asarray([0, 1, 7, 300, 2], np.int32)
 
 @functools.partial(jax.jit, static_argnames=('rate', 'units'))
 def drop(x, key, rows=ROWS, rate=0.5, units=UNITS, first=0):
+    rows, first = jnp.asarray(rows), jnp.asarray(first)
     return dropout(x, rate=rate, key=key, rows=rows, units=units, first=first)
 
 

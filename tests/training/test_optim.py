@@ -1,5 +1,7 @@
 """The update rule and the schedules against plain Python loops, optax.sgd and torch.optim.SGD."""
 
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,17 +54,22 @@ def paper_path(rate=rates):
     return np.asarray(path)
 
 
+def layer(values):
+    """Return the weights of a layer of two weights and a bias: Paper 5 decays all of them."""
+    return {'conv1': {'kernel': jnp.asarray(values[:2]), 'bias': jnp.asarray(values[2:])}}
+
+
 def optax_path(transformation, **extra):
     """Return the weights after each step of an optax transformation."""
-    weights, path = {'w': jnp.asarray(START)}, []
+    weights, path = layer(START), [START]
     state = transformation.init(weights)
     for step in range(STEPS):
         arguments = {name: function(step) for name, function in extra.items()}
-        gradients = {'w': jnp.asarray(gradient(np.asarray(weights['w']), step))}
+        gradients = layer(gradient(path[-1], step))
         updates, state = transformation.update(gradients, state, weights, **arguments)
-        weights = optax.apply_updates(weights, updates)
-        path.append(np.asarray(weights['w']))
-    return np.asarray(path)
+        weights = typing.cast(dict, optax.apply_updates(weights, updates))
+        path.append(np.concatenate([weights['conv1']['kernel'], weights['conv1']['bias']]))
+    return np.asarray(path[1:])
 
 
 def test_update_rule_is_the_papers_across_a_drop(x64):
@@ -86,7 +93,9 @@ def assert_departs_at_the_drop(path):
 
 
 def test_optax_sgd_departs_from_the_paper_at_the_drop(x64):
-    schedule = lambda step: jnp.where(step < DROP, RATE, RATE / 10)
+    def schedule(step):
+        return jnp.where(step < DROP, RATE, RATE / 10)
+
     sgd = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(schedule, momentum=MOMENTUM))
     assert_departs_at_the_drop(optax_path(sgd))
 
@@ -138,7 +147,7 @@ def test_other_schedules_ignore_evaluations(schedule):
 
 
 def plateau_rates(errors, *, patience, gain, drops, factor=0.1):
-    """Yield the rate after each evaluation: times factor when `patience` in a row brought no gain."""
+    """Yield the rate after each evaluation: it falls when `patience` in a row brought no gain."""
     rate, best, waited = RATE, np.inf, 0
     for error in errors:
         if error < best - gain:
