@@ -5,6 +5,7 @@ mesh nor the number of hosts changes an image.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -98,4 +99,4 @@ def pca_colour(statistics: Any, key: jax.Array, colour_std: float) -> jax.Array:
     # Neither a matrix product nor a reduction: jaxlib 0.10.2 on the CPU miscompiles them under vmap
     # and gives the images of large batches one another's colours (jax-ml/jax#39103).
     shifts = [amounts[i] * statistics.eigenvectors[:, i] for i in range(len(std))]
-    return sum(shifts[1:], start=shifts[0])
+    return functools.reduce(jnp.add, shifts)
