@@ -79,7 +79,7 @@ _DENSE = {'features': _integer(1), 'init_std': _number(0.0), 'init_bias': _ANY_N
 
 # Every field there is. `configs/alexnet.py` says what each one means.
 FIELDS: dict[str, Rule] = {
-    'seed': _integer(0),
+    'seed': Rule(lambda v: _is_integer(v) and 0 <= v < 2**32, 'an integer of 0 to 2**32 - 1'),
     'model.num_classes': _integer(2),
     'model.towers': _one_of(1, 2),
     **{f'model.{c}.{name}': rule for c in CONVOLUTIONS for name, rule in _CONVOLUTION.items()},
@@ -135,7 +135,7 @@ FIELDS: dict[str, Rule] = {
     'evaluation.final_views': _one_of(1, 10),
     'evaluation.checkpoint': _one_of('latest', 'best'),
     'checkpoint.save_every_steps': _integer(0),
-    'checkpoint.keep_latest': _integer(1),
+    'checkpoint.keep_latest': _integer(2),  # one is sealed while the next is written
     'checkpoint.keep_best': _integer(0),
     'log.tensorboard': _BOOLEAN,
     'log.progress_bar': _BOOLEAN,
@@ -278,25 +278,27 @@ def to_json(config: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
     return json.dumps(as_dict, indent=2, sort_keys=True)
 
 
+def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the fields that differ as `{field: (saved value, value now)}`, None for absent."""
+    old, new = flatten(saved), flatten(config)
+    both = {name: (old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys())}
+    return {name: (before, after) for name, (before, after) in both.items() if before != after}
+
+
 def changes_on_resume(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
     """Return the fields that differ from the saved run as `{field: 'old -> new'}`.
 
-    Raises UserError for a field that changes what the run means (design: seed, model, batch,
-    data set, augmentation), naming it.
+    Raises UserError for a field that changes what the run means (seed, model, batch, data set,
+    augmentation), naming it. A field that one of the two does not know is no such change.
     """
-    old, new = flatten(saved), flatten(config)
-    changed = {}
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
-        if before == after:
-            continue
-        if name.startswith(_MEANING):
+    changed = differences(saved, config)
+    for name, (before, after) in changed.items():
+        if name.startswith(_MEANING) and before is not None and after is not None:
             raise UserError(
                 f'config.{name} is {after!r}, but the run in this workdir has {before!r}; '
                 f'set it back or choose another --workdir'
             )
-        changed[name] = f'{before!r} -> {after!r}'
-    return changed
+    return {name: f'{before!r} -> {after!r}' for name, (before, after) in changed.items()}
 
 
 def data_directory(flag: str, field: str) -> str:

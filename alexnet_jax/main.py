@@ -35,12 +35,14 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print what would run, compile on
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parse the command line; a mistake raises UserError instead of a traceback or two lines."""
     for argument in argv:
-        if argument.startswith('--config.'):
-            config_lib.check_field_name(argument.removeprefix('--config.').partition('=')[0])
+        if argument.startswith(('--config.', '-config.')):
+            config_lib.check_field_name(argument.partition('config.')[2].partition('=')[0])
     try:
         rest = flags.FLAGS(argv)
     except Exception as error:  # of absl, of ml_collections, or raised by the config file
-        raise UserError(f'command line: {_one_line(error)}') from error
+        missing = isinstance(error, ModuleNotFoundError) and error.name == 'configs'
+        hint = '; start it in the checkout' if missing else ''
+        raise UserError(f'command line: {_one_line(error)}{hint}') from error
     if len(rest) > 1:
         raise UserError(f'command line: {rest[1]!r} is not a flag; flags begin with --')
     if _CONFIG.value is None:
@@ -64,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
     mesh.select_platform(config.parallel.cpu_devices)
     if config.model.dtype == 'float64':
         jax.config.update('jax_enable_x64', True)
-    workdir = epath.Path(_WORKDIR.value or pathlib.Path('runs') / _config_file().stem)
+    workdir = epath.Path(_WORKDIR.value or pathlib.Path('runs') / _config_file().stem).expanduser()
     if _DRY_RUN.value:
         with_data = not (config.data.train_examples and config.data.image_shape)
         print(describe.describe(experiment.build(config, with_data=with_data)))
@@ -98,6 +100,8 @@ def main() -> None:
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == '__main__':

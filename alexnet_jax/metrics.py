@@ -107,14 +107,18 @@ class RunLog:
         with self._above_bar():
             _logger.info('step %d  %s  %s', step, name, words)
 
-    def advance(self, step: int) -> None:
-        """Move the progress bar, and open or close the profiler window before the next step."""
+    def advance(self, step: int, state: Any) -> None:
+        """Move the progress bar, and open or close the profiler window before the next step.
+
+        `state` is that after `step`: the window waits for it, as steps are dispatched ahead.
+        """
         self._bar.update(step - self._bar.n)
         first, last = self._profile_steps
         if not self._profiling and first <= step + 1 <= last:
             jax.profiler.start_trace(str(self._profile_dir))
             self._profiling = True
         elif self._profiling and step >= last:
+            jax.block_until_ready(state)
             jax.profiler.stop_trace()
             self._profiling = False
             _logger.info('profile of steps %d to %d in %s', first, last, self._profile_dir)
@@ -127,7 +131,7 @@ class RunLog:
             'time_s': round(time.monotonic() - self._began, 3),
             **values,
         }
-        self._file.write(json.dumps(row) + '\n')
+        self._file.write(json.dumps(row, allow_nan=False) + '\n')
         self._file.flush()
         if self._board is not None and kind != 'event':
             for name, value in values.items():

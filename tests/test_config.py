@@ -102,6 +102,8 @@ def _changed(**fields):
 @pytest.mark.parametrize(
     ('fields', 'words'),
     [
+        ({'seed': 2**32}, r'seed = 4294967296 must be an integer of 0 to'),
+        ({'checkpoint__keep_latest': 1}, 'at least 2'),
         ({'sed': 1}, r'config\.sed is not a field; did you mean config\.seed\?'),
         ({'model__towrs': 1}, r'did you mean config\.model\.towers\?'),
         ({'zzzzzzz': 1}, r'configs/alexnet\.py has all fields'),

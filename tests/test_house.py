@@ -24,7 +24,7 @@ FLOORS = (
     {'training.step', 'training.optim'}
     | {'data.pipeline', 'data.digits', 'data.sources', 'data.records', 'data.stats'},
     {'training.loop', 'training.experiment', 'training.evaluate'}
-    | {'training.checkpoint', 'training.guard', 'training.describe'},
+    | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'},
     {'main', 'prepare'},
 )
 ARROWS = {
@@ -35,6 +35,7 @@ ARROWS = {
     'data.digits': {'data.records'},
     'training.loop': {'training.experiment', 'training.evaluate'}
     | {'training.checkpoint', 'training.guard'},
+    'training.checkpoint': {'training.manifest'},
     'training.experiment': {'training.evaluate'},
     'training.describe': {'training.experiment'},
 }

@@ -54,6 +54,14 @@ def command(monkeypatch, capsys, tmp_path):
         ([TINY, '--config.parallel.model=3'], r'parallel\.model = 3 must be one of 1, 2, 4, 8'),
         ([TINY, '--config.parallel.data=7'], r'needs 14 devices and there are 8'),
         ([TINY, '--config.model.num_classes=7'], r'set --config\.model\.num_classes=10'),
+        ([TINY, '-config.seedd=1'], r'did you mean config\.seed\?'),
+        ([TINY, '--config.augment.crop_px=2'], r'crop_px = 2 leaves nothing for '),
+        (
+            [TINY, '--config.data.image_shape=()', '--config.augment.crop_px=9'],
+            r'crop_px = 9 is lar',
+        ),
+        ([TINY, '--workdir=/proc/no/such'], r'cannot write to /proc/no/such'),
+        ([TINY, '--workdir=gs://bucket/run'], r'is not a local directory'),
         ([TINY, '--config.seed'], r'[Mm]issing value for flag'),
         (['--config.seed=1', TINY], r'before a value for --config was specified'),
         ([TINY, '--mode=fly'], r'--mode=fly: value should be one of <train\|evaluate>'),
@@ -178,7 +186,9 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_saves_nothing_of_it(comman
     workdir = tmp_path / 'run'
     code, _, err = command(TINY, f'--workdir={workdir}', '--config.optim.learning_rate=1e30')
     assert code == 2
-    assert re.search(r'error: the loss is nan at step \d+ \(learning rate 1e\+30\)', err)
+    assert re.search(
+        r'error: the loss is nan (\(learning rate 1e\+30\)|in the evaluation) at step \d+; ', err
+    )
     assert '--config.optim.learning_rate' in err
     steps = [int(p.name) for p in (workdir / 'checkpoints').iterdir()]
     assert all(step <= 1 for step in steps)

@@ -129,7 +129,7 @@ def test_profile_window(tmp_path, monkeypatch):
             at[0] = step
             if step == 2:
                 assert not calls
-            log.advance(step)
+            log.advance(step, None)
     assert calls == [('start', str(tmp_path / 'profile')), ('stop', 5)]
 
 

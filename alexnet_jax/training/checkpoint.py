@@ -5,14 +5,11 @@ step gets `manifest.json`, the SHA-256 of every one of its files, written last; 
 manifest is not finished, a step that differs from it is damaged, and neither is ever loaded.
 """
 
-import contextlib
 import hashlib
 import itertools
-import json
 import logging
 import operator
 import threading
-import typing
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -25,10 +22,10 @@ from flax import serialization, traverse_util
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from alexnet_jax.config import UserError
+from alexnet_jax.training.manifest import NAME, find_damage, write_manifest
 
 _logger = logging.getLogger(__name__)
 _BEST = 'eval/top1_error'
-_MANIFEST = 'manifest.json'
 _COMMITTED = '_CHECKPOINT_METADATA'  # in a step's directory once Orbax has renamed it
 
 
@@ -55,6 +52,9 @@ class Checkpoints:
     ) -> None:
         self._directory = (workdir / 'checkpoints').resolve()  # Orbax wants an absolute path
         self._damaged = workdir / 'damaged'
+        self._superseded = workdir / 'superseded'
+        if not read_only:
+            self._take_back_superseded()
         self._save_every_steps = save_every_steps
         self._sealer = futures.ThreadPoolExecutor(1, 'seal')
         self._sealing: futures.Future | None = None
@@ -88,9 +88,13 @@ class Checkpoints:
     def __enter__(self) -> 'Checkpoints':
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, value: BaseException | None, trace: object) -> None:
         try:
             self.wait()
+        except Exception as error:
+            if value is None:
+                raise
+            _logger.warning('the last save failed, too: %s', error)  # the first error ends the run
         finally:
             self._sealer.shutdown()
             self._manager.close()
@@ -109,13 +113,16 @@ class Checkpoints:
         """Begin to save; `metrics`, if the step was evaluated, decide which step is the best.
 
         The state may be donated as soon as this returns. A step that is saved is kept, unless it
-        was saved before its evaluation and `metrics` are here now.
+        was saved before its evaluation and `metrics` are here now. Raises UserError when the save
+        before this one failed.
         """
         self.wait()
         if step in self._manager.all_steps():
             if metrics is None or self._manager.metrics(step) is not None:
                 return
-            self._manager.delete(step)
+            self._superseded.mkdir(parents=True, exist_ok=True)
+            (self._directory / str(step)).rename(self._superseded / str(step))
+            self._manager.reload()
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -137,17 +144,33 @@ class Checkpoints:
         write_manifest(directory)
 
     def wait(self) -> None:
-        """Wait until the save under way, if any, is committed and sealed; raise what went wrong."""
+        """Wait until the save under way is committed and sealed; raise UserError if it failed."""
+        sealing, self._sealing = self._sealing, None
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except BaseException:
-            self._stop_sealing.set()
-            raise
-        finally:
-            sealing, self._sealing = self._sealing, None
             if sealing is not None:
                 sealing.result()
+        except Exception as error:  # of a disk or of tensorstore; Orbax has no type of its own
+            self._stop_sealing.set()
+            raise UserError(
+                f'a checkpoint could not be written to {self._directory} '
+                f'({str(error).partition(chr(10))[0]}); make room there, then start again'
+            ) from error
+        if sealing is not None and self._superseded.exists():
+            self._superseded.rmtree()
+
+    def _take_back_superseded(self) -> None:
+        """Undo a replacement of a step that a kill cut short."""
+        for old in self._superseded.iterdir() if self._superseded.exists() else ():
+            new = self._directory / old.name
+            if new.exists() and find_damage(new) is None:
+                continue
+            if new.exists():
+                self._set_aside(int(old.name))
+            old.rename(new)
+        if self._superseded.exists():
+            self._superseded.rmtree()
 
     def restore(
         self,
@@ -167,11 +190,18 @@ class Checkpoints:
             those steps anew.
 
         Raises:
-          UserError: the state does not fit, or every finished checkpoint is damaged.
+          UserError: the state does not fit, no checkpoint is sound although there are some, or the
+            best is asked for and none was evaluated.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        if which == 'best' and (best := self._manager.best_step()) is not None:
-            steps = [best]
+        if which == 'best':
+            best = self._manager.best_step()
+            if steps and best is None:
+                raise UserError(
+                    f'no checkpoint in {self._directory} was evaluated, so none is the best; '
+                    'use --config.evaluation.checkpoint=latest'
+                )
+            steps = [step for step in steps if step == best]
         bad: dict[int, str] = {}
         for step in steps:
             if (problem := find_damage(self._directory / str(step))) is None:
@@ -179,16 +209,21 @@ class Checkpoints:
             bad[step] = problem
             _logger.warning('checkpoint %d is not used: %s', step, problem)
         sound = [step for step in steps if step not in bad][:1]
-        damaged = [s for s in bad if (self._directory / str(s) / _MANIFEST).exists()]
-        if damaged and not sound:
+        if bad and not sound and not self._is_first_and_unfinished(steps):
             raise UserError(
-                f'no checkpoint in {self._directory} is sound: {damaged[0]}: {bad[damaged[0]]}; '
+                f'{"the best" if which == "best" else "no"} checkpoint in {self._directory} is '
+                f'{"not " if which == "best" else ""}sound: {steps[0]}: {bad[steps[0]]}; '
                 'restore one from a copy, or choose another --workdir to start anew'
             )
         if set_aside:
             for step in bad:
                 self._set_aside(step)
+            self._manager.reload()
         return self._restore_step(sound[0], abstract_state, check_meta) if sound else None
+
+    def _is_first_and_unfinished(self, steps: list[int]) -> bool:
+        """Say whether all there is is one step that a kill left without its manifest."""
+        return len(steps) == 1 and not (self._directory / str(steps[0]) / NAME).exists()
 
     def _restore_step(self, step, abstract_state, check_meta) -> Restored:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
@@ -219,33 +254,6 @@ class Checkpoints:
         self._damaged.mkdir(parents=True, exist_ok=True)
         names = (self._damaged / f'{step}-{count}' for count in itertools.count(1))
         (self._directory / str(step)).rename(next(n for n in names if not n.exists()))
-        self._manager.reload()
-
-
-def write_manifest(directory: epath.Path) -> None:
-    """Write the SHA-256 of every file of a step: under a temporary name, then renamed."""
-    digests = {name: _sha256(directory / name) for name in _files(directory)}
-    temporary = directory / f'{_MANIFEST}.tmp'
-    temporary.write_text(json.dumps({'format': 1, 'files': digests}, indent=1))
-    temporary.replace(directory / _MANIFEST)
-
-
-def find_damage(directory: epath.Path) -> str | None:
-    """Say in a few words what is wrong with a step's directory; None for nothing."""
-    try:
-        digests = json.loads((directory / _MANIFEST).read_text())['files']
-    except FileNotFoundError:
-        return 'its save was not finished (no manifest.json)'
-    except (ValueError, KeyError, TypeError):
-        return 'its manifest.json is damaged'
-    for name in sorted(digests.keys() | set(_files(directory))):
-        if name not in digests:
-            return f'{name} is not in its manifest.json'
-        if not (directory / name).exists():
-            return f'its file {name} is missing'
-        if _sha256(directory / name) != digests[name]:
-            return f'its file {name} has changed since it was written'
-    return None
 
 
 def parameters_sha256(params: Any) -> str:
@@ -257,17 +265,6 @@ def parameters_sha256(params: Any) -> str:
         digest.update(f'{name} {array.dtype.name} {array.shape} '.encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _files(directory: epath.Path) -> list[str]:
-    paths = [root / file for root, _, files in directory.walk() for file in files]
-    names = [str(path.relative_to(directory)) for path in paths]
-    return sorted(name for name in names if not name.startswith(_MANIFEST))
-
-
-def _sha256(path: epath.Path) -> str:
-    with contextlib.closing(path.open('rb')) as file:
-        return hashlib.file_digest(typing.cast(Any, file), 'sha256').hexdigest()
 
 
 def _to_tree(state: Any) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _memory_lines(experiment: Experiment) -> Iterator[str]:
     everywhere = NamedSharding(experiment.mesh, mesh_lib.REPLICATED)
     statistics = Statistics(
         *(
-            jax.ShapeDtypeStruct(shape, np.float32, sharding=everywhere)
+            jax.ShapeDtypeStruct(shape, experiment.float_dtype, sharding=everywhere)
             for shape in (experiment.image_shape, (channels, channels), (channels,))
         )
     )

@@ -16,7 +16,7 @@ from alexnet_jax.data.augment import Augment
 from alexnet_jax.data.pipeline import Batch
 from alexnet_jax.data.sources import Dataset
 from alexnet_jax.data.stats import Statistics
-from alexnet_jax.network.model import AlexNet
+from alexnet_jax.network.model import AlexNet, count_macs
 from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.training.evaluate import eval_step
 from alexnet_jax.training.optim import Optimizer, make_optimizer
@@ -44,6 +44,11 @@ class Experiment:
         """What the network sees: (crop_px, crop_px, channels)."""
         return (self.augment.crop_px, self.augment.crop_px, self.image_shape[-1])
 
+    @property
+    def float_dtype(self) -> np.dtype:
+        """Dtype of weights and statistics: float64 for a float64 network, else float32."""
+        return np.dtype('float64' if self.config.model.dtype == 'float64' else 'float32')
+
     @functools.cached_property
     def specs(self) -> TrainState:
         """PartitionSpec of every leaf of the state."""
@@ -62,11 +67,9 @@ class Experiment:
     @functools.cached_property
     def statistics(self) -> Statistics:
         """Mean image and colour statistics on every device, float64 for a float64 network."""
-        dtype = np.float64 if self.config.model.dtype == 'float64' else np.float32
         everywhere = NamedSharding(self.mesh, mesh_lib.REPLICATED)
-        return jax.tree.map(
-            lambda x: jax.device_put(np.asarray(x, dtype), everywhere), self.host_statistics
-        )
+        arrays = jax.tree.map(lambda x: np.asarray(x, self.float_dtype), self.host_statistics)
+        return jax.tree.map(lambda x: jax.device_put(x, everywhere), arrays)
 
     def _init(self) -> TrainState:
         return init_state(self.model, self.optimizer, self.crop_shape, self.config.seed)
@@ -137,7 +140,7 @@ def build(config: ml_collections.ConfigDict, *, with_data: bool = True) -> Exper
         dataset, statistics = None, None
         image_shape, num_examples = config.data.image_shape, config.data.train_examples
     plan = config_lib.make_plan(**config.training, num_examples=num_examples)
-    return Experiment(
+    experiment = Experiment(
         config=config,
         mesh=mesh,
         plan=plan,
@@ -148,6 +151,27 @@ def build(config: ml_collections.ConfigDict, *, with_data: bool = True) -> Exper
         optimizer=make_optimizer(**config.optim, first_step=plan.first_step),
         augment=Augment(**config.augment),
     )
+    check_sizes(experiment)
+    return experiment
+
+
+def check_sizes(experiment: Experiment) -> None:
+    """Raise UserError unless the crop fits the images and leaves something for each layer."""
+    crop_px, shape = experiment.augment.crop_px, experiment.image_shape
+    if crop_px > min(shape[:2]):
+        raise config_lib.UserError(
+            f'config.augment.crop_px = {crop_px} is larger than the images, {shape}; lower it'
+        )
+    try:
+        macs = count_macs(experiment.model, experiment.crop_shape)
+    except (ValueError, TypeError):  # a kernel or a pooling window larger than its input
+        macs = {'a layer': 0}
+    for name, count in macs.items():
+        if count == 0:
+            raise config_lib.UserError(
+                f'config.augment.crop_px = {crop_px} leaves nothing for {name} to see; raise it '
+                'or lower the strides and windows of model.conv1 to model.conv6'
+            )
 
 
 def check_classes(dataset: Dataset, num_classes: int) -> None:

@@ -24,11 +24,19 @@ def workdir_lock(workdir: epath.Path) -> Iterator[None]:
 
     The kernel drops the lock when its owner ends, however it ends.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / 'LOCK', 'a+') as file:
+    if '://' in str(workdir):
+        raise UserError(f'--workdir={workdir} is not a local directory; only those were tried')
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / 'LOCK', 'a+')  # noqa: SIM115
+    except OSError as error:
+        raise UserError(
+            f'cannot write to {workdir} ({error.strerror or error}); choose another --workdir'
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             raise UserError(
                 f'{workdir} is in use by {file.read().strip() or "another process"}; '
@@ -72,13 +80,16 @@ class StopSignal:
         return 128 + self.received
 
 
-def require_finite_loss(step: int, loss: float, learning_rate: float) -> None:
-    """Raise UserError when the loss of a step is not a number."""
+_LOWER_THE_RATE = (
+    'nothing was saved from there on; lower --config.optim.learning_rate and run the same command, '
+    'which goes on from the last checkpoint, or choose another --workdir'
+)
+
+
+def require_finite_loss(step: int, loss: float, where: str) -> None:
+    """Raise UserError when the loss `where` (in training, in the evaluation) is not a number."""
     if not math.isfinite(loss):
-        raise UserError(
-            f'the loss is {loss} at step {step} (learning rate {learning_rate:g}), nothing was '
-            'saved from there on; lower --config.optim.learning_rate and start again'
-        )
+        raise UserError(f'the loss is {loss} {where} at step {step}; {_LOWER_THE_RATE}')
 
 
 @jax.jit
@@ -89,7 +100,4 @@ def _all_finite(tree: Any) -> jax.Array:
 def require_finite_parameters(step: int, params: Any) -> None:
     """Raise UserError when a parameter is not finite, so that it is not saved."""
     if not _all_finite(params):
-        raise UserError(
-            f'a parameter is not finite after step {step}, nothing was saved from there on; '
-            'lower --config.optim.learning_rate and start again'
-        )
+        raise UserError(f'a parameter is not finite after step {step}; {_LOWER_THE_RATE}')

@@ -42,7 +42,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> int:
         stop = stack.enter_context(guard.StopSignal())
         checkpoints = stack.enter_context(Checkpoints(workdir, **config.checkpoint))
         state, start, evaluated, event = _resume_or_init(experiment, checkpoints)
-        if start >= plan.total_steps and evaluated:
+        if start > plan.total_steps or (start == plan.total_steps and evaluated):
             print(f'nothing to train: {workdir} is at step {start} of {plan.total_steps}')
             return 0
         _save_description(experiment, workdir)
@@ -57,7 +57,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> int:
         for step in range(start + 1, plan.total_steps + 1):
             if stop.received:
                 break
-            log.advance(step - 1)
+            log.advance(step - 1, state)
             with log.spending('data'):
                 batch = next(batches)
             state, metrics = experiment.train_step(state, batch, experiment.statistics)
@@ -71,7 +71,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> int:
             run.save(step, state)
             log.event(step, plan.epoch(step), 'stopped', signal=stop.received)
             return stop.exit_code
-        log.advance(plan.total_steps)
+        log.advance(plan.total_steps, state)
         return 0
 
 
@@ -87,7 +87,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: epath.Path) 
     with Checkpoints(workdir, **config.checkpoint, read_only=True) as checkpoints:
         restored = checkpoints.restore(
             experiment.abstract_state(),
-            lambda meta: None,
+            lambda meta: _warn_of_another_network(experiment, meta),
             which=config.evaluation.checkpoint,
         )
     if restored is None:
@@ -119,7 +119,8 @@ class _Run:
     def _look(self) -> None:
         step, on_device = self.pending.popleft()
         metrics = {name: value.item() for name, value in jax.device_get(on_device).items()}
-        guard.require_finite_loss(step, metrics['train/loss'], metrics['train/learning_rate'])
+        rate = metrics['train/learning_rate']
+        guard.require_finite_loss(step, metrics['train/loss'], f'(learning rate {rate:g})')
         training, plan = self.experiment.config.training, self.experiment.plan
         if step % training.log_every_steps == 0 or step in (1, plan.total_steps):
             self.log.train(step, plan.epoch(step), metrics, training.batch_size)
@@ -145,6 +146,7 @@ class _Run:
             metrics = _evaluate(experiment, state, views, self.stop)
             if metrics is None:
                 return state
+            guard.require_finite_loss(step, metrics['eval/loss'], 'in the evaluation')
             plateau = experiment.optimizer.after_evaluation(
                 jax.device_get(state.plateau), metrics['eval/top1_error']
             )
@@ -182,6 +184,14 @@ def _check_same_run(experiment: Experiment, meta: dict[str, Any]) -> dict[str, s
                 'when this run was saved; give back the old data or choose another --workdir'
             )
     return changes
+
+
+def _warn_of_another_network(experiment: Experiment, meta: dict[str, Any]) -> None:
+    """Name what differs from the network and augmentation that the weights were trained with."""
+    changed = config_lib.differences(meta['config'], experiment.config.to_dict())
+    for name, (before, after) in changed.items():
+        if name.startswith(('model.', 'augment.')):
+            _logger.warning('config.%s is %r here and was %r in training', name, after, before)
 
 
 def _meta(experiment: Experiment) -> dict[str, Any]:
@@ -241,16 +251,19 @@ def _save_description(experiment: Experiment, workdir: epath.Path) -> None:
         'grain',
         'tensorflow-datasets',
     )
-    git = subprocess.run(
-        ['git', 'describe', '--always', '--dirty'],
-        cwd=epath.Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        git = subprocess.run(
+            ['git', 'describe', '--always', '--dirty'],
+            cwd=epath.Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
+    except OSError:
+        git = ''
     environment = {
         'arguments': sys.argv[1:],
-        'git': git.stdout.strip() or 'not a checkout',
+        'git': git or 'unknown',
         'python': platform.python_version(),
         'platform': platform.platform(),
         'packages': {name: importlib.metadata.version(name) for name in packages},

@@ -28,6 +28,7 @@ class Optimizer:
     schedule: optax.Schedule
     plateau: optax.GradientTransformationExtraArgs
     uses_plateau: bool
+    patience: int
 
     def init_plateau(self) -> ReduceLROnPlateauState:
         """Return the plateau rule's state before the first evaluation."""
@@ -45,6 +46,9 @@ class Optimizer:
         """Return the plateau rule's state after an evaluation with this error."""
         if not self.uses_plateau:
             return plateau
+        # optax waits for the count to equal the patience, which a resumed run may have lowered.
+        count = jnp.minimum(plateau.plateau_count, self.patience - 1)
+        plateau = plateau._replace(plateau_count=count)
         with jax.numpy_dtype_promotion('standard'):  # optax multiplies int32 by float32
             return self._update_plateau(plateau, jnp.float32(error))
 
@@ -89,6 +93,7 @@ def make_optimizer(
             min_scale=drop_factor**plateau_drops,
         ),
         uses_plateau=schedule == 'plateau',
+        patience=plateau_evaluations,
     )
 
 

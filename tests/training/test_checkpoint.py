@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -202,6 +203,67 @@ def test_a_run_never_starts_anew_over_damaged_checkpoints(tmp_path, damage):
         ):
             checkpoints.restore(_abstract(_state()), lambda meta: None, set_aside=True)
         assert '\n' not in str(error.value)
+
+
+@pytest.mark.fault
+def test_manifests_that_are_gone_are_damage_but_for_the_newest(tmp_path):
+    _save(tmp_path, 1, 2)
+    for step in ('1', '2'):
+        _remove_manifest(tmp_path / 'checkpoints' / step)
+    with _open(tmp_path) as checkpoints, pytest.raises(UserError, match='is sound: 2: its save'):
+        checkpoints.restore(_abstract(_state()), lambda meta: None, set_aside=True)
+    assert not (tmp_path / 'damaged').exists()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize('at', ['before the save', 'before the seal', 'after the seal'])
+def test_a_kill_while_a_step_is_saved_again_with_its_evaluation_loses_nothing(tmp_path, at):
+    """The step before its evaluation is kept until the same step is sealed once more."""
+    _save(tmp_path, 2)
+    step, old = tmp_path / 'checkpoints' / '2', tmp_path / 'superseded' / '2'
+    old.parent.mkdir()
+    if at == 'before the save':
+        step.rename(old)
+    else:
+        shutil.copytree(step, old)
+        if at == 'before the seal':
+            _remove_manifest(step)
+    with _open(tmp_path) as checkpoints:
+        restored = checkpoints.restore(_abstract(_state(2)), lambda meta: None, set_aside=True)
+    assert restored is not None
+    assert restored.step == 2
+    _assert_equal(restored.state, _state(2))
+    assert not old.parent.exists()
+
+
+@pytest.mark.fault
+def test_the_error_that_ended_the_run_is_not_hidden_by_a_failing_save(tmp_path, caplog):
+    with pytest.raises(UserError, match='the first'), _open(tmp_path) as checkpoints:
+        checkpoints.save(1, _state(1), META)
+        checkpoints._manager.check_for_errors = _no_space
+        raise UserError('the first')
+    assert 'No space left' in caplog.text
+
+
+@pytest.mark.fault
+def test_a_failing_save_is_one_line(tmp_path):
+    with (
+        pytest.raises(UserError, match=r'could not be written to .*No space left') as error,
+        _open(tmp_path) as checkpoints,
+    ):
+        checkpoints.save(1, _state(1), META)
+        checkpoints._manager.check_for_errors = _no_space
+    assert '\n' not in str(error.value)
+
+
+def _no_space():
+    raise OSError(28, 'No space left on device')
+
+
+def test_the_best_of_none_is_an_error(tmp_path):
+    _save(tmp_path, 1)
+    with _open(tmp_path) as checkpoints, pytest.raises(UserError, match='none is the best'):
+        checkpoints.restore(_abstract(_state()), lambda meta: None, which='best')
 
 
 @pytest.mark.fault

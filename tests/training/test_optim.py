@@ -199,6 +199,32 @@ def test_plateau_is_the_rule_on_a_long_run(patience, gain, drops, factor):
     assert len(set(want)) == drops + 1, 'the run reaches every drop'
 
 
+def test_a_resumed_run_may_lower_the_patience():
+    section = alexnet.get_config().optim
+    section.update(schedule='plateau', plateau_evaluations=5, plateau_min_gain=0.01)
+    patient = make_optimizer(**section, first_step=round)
+    state = patient.init_plateau()
+    for _ in range(5):  # one gain over nothing, four without
+        state = patient.after_evaluation(state, 0.5)
+    assert float(state.scale) == 1.0
+    section.plateau_evaluations = 2
+    state = make_optimizer(**section, first_step=round).after_evaluation(state, 0.5)
+    assert float(state.scale) == pytest.approx(0.1)
+
+
+def test_another_schedule_is_not_scaled_by_the_plateau_rule_before_it():
+    section = alexnet.get_config().optim
+    section.update(schedule='plateau', plateau_evaluations=1, learning_rate=0.01)
+    plateau = make_optimizer(**section, first_step=round)
+    state = plateau.init_plateau()
+    for _ in range(3):
+        state = plateau.after_evaluation(state, 0.5)
+    assert float(plateau.learning_rate(jnp.int32(0), state)) == pytest.approx(1e-4)
+    section.schedule = 'constant'
+    constant = make_optimizer(**section, first_step=round)
+    assert float(constant.learning_rate(jnp.int32(0), state)) == pytest.approx(1e-2)
+
+
 def test_plateau_without_a_least_gain_needs_some_gain():
     errors = [0.5, 0.5, 0.49999, 0.49999, 0.49999, 0.4]
     rate, _ = follow(optimizer(plateau_evaluations=2, plateau_min_gain=0.0), errors)
