@@ -66,7 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
         'fc8': {'init_std': 0.01, 'init_bias': 0.0},
         'lrn': {'k': 2.0, 'n': 5, 'alpha': 1e-4, 'beta': 0.75},  # Paper 3.3
         'dropout': 0.5,  # in fc6 and fc7, Paper 4.2; outputs times 0.5 at test time
-        'dtype': 'float32',  # of the arithmetic; 'bfloat16' keeps the weights in float32
+        'dtype': 'float32',  # of the arithmetic, or 'bfloat16' with float32 weights, or 'float64'
     }
     config.parallel = {
         'data': -1,  # copies of the network; -1: as many as the devices allow
