@@ -7,6 +7,7 @@ import lzma
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -152,7 +153,7 @@ def _unpack(path: str, directory: epath.Path) -> str:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, 'strerror', None) or str(error)
         raise UserError(f'cannot unpack {path} to {directory} ({reason})') from error
     return os.fspath(target)
