@@ -1,14 +1,17 @@
-"""Prepare a data set: `python -m alexnet_jax.prepare digits [--data_dir=DIR]`."""
+"""Prepare a data set: `python -m alexnet_jax.prepare {digits,imagenet,folder} [...]`."""
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 from alexnet_jax.config import UserError, data_directory
-from alexnet_jax.data import digits
+from alexnet_jax.data import digits, folder, imagenet, photographs
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,28 +23,127 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, or 2 for what the user can mend."""
-    parser = _Parser(prog='python -m alexnet_jax.prepare', description='Prepare a data set.')
-    commands = parser.add_subparsers(metavar='DATA_SET', required=True)
-    command = commands.add_parser(
-        'digits', help="scikit-learn's 1,797 handwritten digits of 8x8 pixels; needs no download"
-    )
-    command.set_defaults(prepare=digits.prepare_digits)
-    command.add_argument(
-        '--data_dir',
-        default='',
-        metavar='DIR',
-        help='where data sets live; otherwise TFDS_DATA_DIR, else ~/tensorflow_datasets',
-    )
-    arguments = parser.parse_args(argv)
+    arguments = vars(_parser().parse_args(argv))
+    prepare = arguments.pop('prepare')
+    data_dir = data_directory(arguments.pop('data_dir'), '')
+    as_json = arguments.pop('json', False)
     try:
-        directory = arguments.prepare(data_directory(arguments.data_dir, ''))
+        directory = prepare(data_dir, **arguments)
+        info = tfds.builder_from_directory(directory).info
+        counts = ', '.join(f'{name} {split.num_examples}' for name, split in info.splits.items())
+        line = f'{info.full_name} is in {directory}: {counts} examples'
+        if (directory / photographs.REPORT).exists():
+            report = _statistics(info, data_dir, directory, arguments['workers'])
+            _show(report, directory)
+            line = json.dumps(report) if as_json else line
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    info = tfds.builder_from_directory(directory).info
-    counts = ', '.join(f'{name} {split.num_examples}' for name, split in info.splits.items())
-    print(f'{info.full_name} is in {directory}: {counts} examples')
+    print(line)
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog='python -m alexnet_jax.prepare', description='Prepare a data set.')
+    commands = parser.add_subparsers(metavar='DATA_SET', required=True)
+
+    def add(name: str, prepare: Any, help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(prepare=prepare)
+        command.add_argument(
+            '--data_dir',
+            default='',
+            metavar='DIR',
+            help='where data sets live; otherwise TFDS_DATA_DIR, else ~/tensorflow_datasets',
+        )
+        return command
+
+    add(
+        'digits',
+        digits.prepare_digits,
+        "scikit-learn's 1,797 handwritten digits of 8x8 pixels; needs no download",
+    )
+    command = add(
+        'imagenet',
+        imagenet.prepare_imagenet,
+        'ILSVRC-2012 from its original archives, as imagenet2012 of 256x256 pixels',
+    )
+    _add_photographs(command, 'DIR', 'the folder of the two ILSVRC2012_img_*.tar')
+    command.add_argument('--allow_subset', action='store_true', help='accept fewer images')
+    command = add('folder', folder.prepare_folder, 'own photographs, in folders named for classes')
+    _add_photographs(
+        command,
+        'DIR|TAR',
+        'train/CLASS/* and test/CLASS/*, or CLASS/*: a folder or a tar, .tar.xz, .tar.gz, .tar.bz2',
+    )
+    command.add_argument('--name', required=True, help='of the data set, for data.name')
+    command.add_argument(
+        '--size', type=int, default=256, help='shorter side and crop; 0 keeps images of one size'
+    )
+    command.add_argument(
+        '--eval_fraction',
+        type=float,
+        metavar='F',
+        help='the part of each class for the split test where there is no such folder; 0: no split',
+    )
+    command.add_argument('--seed', type=int, default=0, help='of that choice')
+    return parser
+
+
+def _add_photographs(command: argparse.ArgumentParser, source: str, help: str) -> None:
+    """Add the flags that `imagenet` and `folder` share."""
+    command.add_argument('--source', required=True, metavar=source, help=help)
+    command.add_argument(
+        '--workers',
+        type=int,
+        choices=range(1, 1025),
+        default=len(os.sched_getaffinity(0)),
+        metavar='N',
+        help='processes; otherwise one for each CPU core',
+    )
+    command.add_argument(
+        '--encoding',
+        choices=('raw', 'jpeg'),
+        default='raw',
+        help='store pixels, or JPEG of quality 95: a fifth of the space, more work in training',
+    )
+    command.add_argument(
+        '--skip_broken', action='store_true', help='leave out images that cannot be read'
+    )
+    command.add_argument('--json', action='store_true', help='print the report as the last line')
+
+
+def _statistics(info: Any, data_dir: str, directory: epath.Path, workers: int) -> dict[str, Any]:
+    """Compute the statistics as training would, so that it finds them; return the report."""
+    from alexnet_jax.data import pipeline  # imports JAX, which the workers do not need
+
+    splits = list(info.splits)
+    _, statistics = pipeline.load(
+        name=f'{info.name}:{info.version}',
+        dir=data_dir,
+        train_split='train',
+        eval_split=next((split for split in splits if split != 'train'), 'train'),
+        image_shape=(),
+        train_examples=0,
+        eval_examples=0,
+        read_threads=workers,
+        prefetch_batches=1,
+    )
+    return photographs.add_statistics(directory, statistics)
+
+
+def _show(report: dict[str, Any], directory: epath.Path) -> None:
+    """Print what was odd, and the statistics."""
+    for split, kinds in report['counts'].items():
+        for kind, count in kinds.items():
+            print(f'{split}: {count} {kind}, for example {report["names"][split][kind][0]}')
+    for kind, names in report['ignored'].items():
+        print(f'not used: {len(names)} {kind}, for example {names[0]}')
+    statistics = report['statistics']
+    mean = ', '.join(f'{value:.2f}' for value in statistics['mean'])
+    deviations = ', '.join(f'{value:.2f}' for value in statistics['standard_deviations'])
+    print(f'mean of red, green, blue {mean}; standard deviations of the colours {deviations}')
+    print(f'{directory / photographs.REPORT} has it all')
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ with one tower on each of two devices, as in 2012:
 
     python -m alexnet_jax.main --config=configs/alexnet.py --data_dir=DIR --config.parallel.model=2
 
-Needs:    the tfds data set `imagenet2012`, prepared as array_record, 256x256 images.
+Needs:    the data set `imagenet2012` that `python -m alexnet_jax.prepare imagenet` makes.
 Cost:     900,821 steps of batch 128, 4.1356 GFLOP an image: 477 PFLOP in all. Not run here yet.
 Expected: the paper's validation errors with ten views are 40.7 % top-1 and 18.2 % top-5 (Table 2).
 

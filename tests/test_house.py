@@ -22,7 +22,9 @@ FLOORS = (
     {'parallel.mesh', 'parallel.collectives'},
     {'network.model', 'network.layers', 'data.augment'},
     {'training.step', 'training.optim'}
-    | {'data.pipeline', 'data.digits', 'data.sources', 'data.records', 'data.stats'},
+    | {'data.pipeline', 'data.digits', 'data.sources', 'data.records', 'data.stats'}
+    | {'data.images', 'data.archives', 'data.photographs', 'data.imagenet', 'data.folder'}
+    | {'data.shard_files'},
     {'training.loop', 'training.experiment', 'training.evaluate'}
     | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'},
     {'main', 'prepare'},
@@ -33,6 +35,10 @@ ARROWS = {
     'training.step': {'training.optim'},
     'data.pipeline': {'data.digits', 'data.sources', 'data.stats'},
     'data.digits': {'data.records'},
+    'data.records': {'data.shard_files'},
+    'data.photographs': {'data.records', 'data.shard_files', 'data.images', 'data.archives'},
+    'data.imagenet': {'data.photographs', 'data.archives'},
+    'data.folder': {'data.photographs', 'data.archives'},
     'training.loop': {'training.experiment', 'training.evaluate'}
     | {'training.checkpoint', 'training.guard'},
     'training.checkpoint': {'training.manifest'},

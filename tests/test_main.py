@@ -86,7 +86,7 @@ def test_imagenet_absent_is_one_line_with_the_command_that_makes_it(command, tmp
     assert err.count('\n') == 1
     assert "data set 'imagenet2012' is not in" in err
     assert str(tmp_path / 'data') in err
-    assert 'to make it: ' in err
+    assert 'to make it: python -m alexnet_jax.prepare imagenet --source DIR --data_dir=' in err
     assert not (tmp_path / 'run').exists()
 
 

@@ -11,29 +11,21 @@ import hashlib
 import itertools
 import json
 import logging
-import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent import futures
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
-from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from etils import epath
-from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.config import UserError
+from alexnet_jax.data import shard_files
 
 _logger = logging.getLogger(__name__)
 
 _RECIPE = 'recipe.json'
 _LAST_FILE = 'features.json'  # where it is, the data set is complete; tfds looks for it too
-# One record per group and no compression: random access reads one image, and photographs stored as
-# pixels hardly compress. tfds's own choice, compressed, reads slower.
-_WRITER_OPTIONS = 'group_size:1,uncompressed'
 
 
 def write_dataset(
@@ -46,8 +38,11 @@ def write_dataset(
     class_names: Sequence[str],
     splits: Mapping[str, Sequence[Any]],
     shards: Mapping[str, int],
-    read_example: Callable[[Any], tuple[np.ndarray, int]],
+    read_example: Callable[[Any], tuple[Any, ...]],
     workers: int = 1,
+    encode_jpeg: Callable[[np.ndarray], bytes] | None = None,
+    keep_left_out: bool = True,
+    review: Callable[[epath.Path, Mapping[str, shard_files.Review]], None] | None = None,
 ) -> epath.Path:
     """Write the data set to DATA_DIR/NAME/VERSION and return that directory; a rerun goes on.
 
@@ -62,8 +57,13 @@ def write_dataset(
       splits: split -> light items in the order to write, each with a `repr` that names the example.
       shards: split -> number of files.
       read_example: item -> (image uint8 [H, W, C], label). With several workers it must pickle, the
-        items too, and the program's main module needs its `__name__ == '__main__'` guard.
+        items too, and the program's main module needs its `__name__ == '__main__'` guard. It may
+        return notes, (kind, text) each, after the label, and None for an image to be left out.
       workers: processes; 1 stays in this one.
+      encode_jpeg: image -> the JPEG file that is stored in place of the pixels.
+      keep_left_out: False writes the shards that left images out anew on a rerun.
+      review: called with the directory and what was written, by split, when all shards are there;
+        what it raises keeps the data set from being complete.
 
     Raises UserError when the directory holds something else or cannot be written, and when an
     example is not an image of that shape with one of the labels.
@@ -73,17 +73,27 @@ def write_dataset(
     if (directory / _LAST_FILE).exists():  # perhaps on a disk that this process may only read
         _check_recipe(directory, recipe)
         return directory
-    image = tfds.features.Tensor(
-        shape=image_shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
-    )
+    if encode_jpeg:
+        image = tfds.features.Image(shape=image_shape, dtype=np.uint8, encoding_format='jpeg')
+    else:
+        image = tfds.features.Tensor(
+            shape=image_shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
+        )
     label = tfds.features.ClassLabel(names=list(class_names))
     features = tfds.features.FeaturesDict({'image': image, 'label': label})
     with _claim(directory, recipe):
         if not (directory / _LAST_FILE).exists():  # else another process was faster
             layout = _layout(directory, name, splits, shards)
-            write = functools.partial(_write_shard, read_example, image_shape, len(class_names))
-            _write_shards(layout, splits, write, workers)
+            write = functools.partial(
+                shard_files.write_shard, read_example, image_shape, len(class_names), encode_jpeg
+            )
+            shard_files.write_shards(layout, splits, write, workers, keep_left_out)
+            if review:
+                found = {split: shard_files.review_split(info) for split, info in layout.items()}
+                review(directory, found)
             _write_metadata(directory, name, version, description, features, layout)
+        for path in directory.glob(f'*{shard_files.NOTES}'):
+            path.unlink()
     return directory
 
 
@@ -167,91 +177,16 @@ def _layout(directory, name, splits, shards) -> dict[str, Any]:
     return layout
 
 
-def _write_shards(layout, splits, write: Callable[[epath.Path, Any], int], workers: int) -> None:
-    """Write the shards that are missing or not whole, with a progress bar on a terminal."""
-    missing = []
-    for split, info in layout.items():
-        items = iter(splits[split])
-        for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
-            shard = list(itertools.islice(items, length))
-            if _num_records(path) != length:
-                missing.append((path, shard))
-    total = sum(info.num_examples for info in layout.values())
-    finished = total - sum(len(shard) for _, shard in missing)
-    # disable=None: no bar where the output is not a terminal.
-    with tqdm.tqdm(total=total, initial=finished, unit=' images', disable=None) as progress:
-        if workers == 1:
-            for path, shard in missing:
-                progress.update(write(path, shard))
-            return
-        # Not fork: a JAX process has threads, and a fork of it can hang.
-        context = multiprocessing.get_context('spawn')
-        with futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
-            pending = [pool.submit(write, path, shard) for path, shard in missing]
-            try:
-                for future in futures.as_completed(pending):
-                    progress.update(future.result())
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # the shards being written are finished first
-                raise
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent is killed, or it would wait, or write, for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _write_shard(read_example, shape, classes, path: epath.Path, items: Sequence[Any]) -> int:
-    """Write one shard under a temporary name, then rename it. Return how many examples it holds."""
-    temporary = path.with_name(f'{path.name}.tmp')
-    writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
-    for item in items:
-        image, label = read_example(item)
-        if image.dtype != np.uint8 or image.shape != shape or not 0 <= label < classes:
-            raise UserError(
-                f'example {item!r} is {image.dtype} {list(image.shape)} with label {label}; '
-                f'it must be uint8 {list(shape)} with a label below {classes}'
-            )
-        example = tf_example_pb2.Example()  # pyright: ignore[reportAttributeAccessIssue]
-        example.features.feature['image'].bytes_list.value.append(image.tobytes())
-        example.features.feature['label'].int64_list.value.append(label)
-        # tfds's own serialisation orders the features by chance, a different one in each process.
-        record = example.SerializeToString(deterministic=True)
-        with _disk_errors(path):
-            writer.write(record)
-    with _disk_errors(path):
-        writer.close()
-    temporary.replace(path)
-    return len(items)
-
-
-@contextlib.contextmanager
-def _disk_errors(path: epath.Path) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # the form of array_record, a full disk among them
-        reason = str(error).partition('\n')[0]
-        raise UserError(f'cannot write {path}: {reason}') from error
-
-
-def _num_records(path: epath.Path) -> int:
-    """Return how many records a shard holds; ArrayRecord says 0 for a missing or a cut one."""
-    # No read-ahead: it would read megabytes only to count.
-    options = 'readahead_buffer_size:0'
-    return array_record_module.ArrayRecordReader(os.fspath(path), options).num_records()
-
-
 def _write_metadata(directory, name, version, description, features, layout) -> None:
     """Write tfds's own files, the one that marks the data set as complete last."""
     layout = [
-        info.replace(num_bytes=sum(path.stat().length for path in info.filepaths))
+        info.replace(
+            num_bytes=sum(path.stat().length for path in info.filepaths),
+            shard_lengths=[
+                length - shard_files.read_notes(path).left_out
+                for path, length in zip(info.filepaths, info.shard_lengths, strict=True)
+            ],
+        )
         for info in layout.values()
     ]
     info = tfds.core.DatasetInfo(

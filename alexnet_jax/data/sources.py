@@ -17,7 +17,7 @@ from alexnet_jax.config import UserError, data_directory
 _METADATA = 'features.json'  # the file that marks a data set of tfds as complete
 _ONE_SIZE = (
     'the network takes images of one size; write them at one size with '
-    'alexnet_jax.data.records.write_dataset'
+    'python -m alexnet_jax.prepare folder, or alexnet_jax.data.records.write_dataset'
 )
 
 
@@ -179,6 +179,8 @@ def _remedy(name: str, root: epath.Path) -> str:
     base = name.partition(':')[0].partition('/')[0]
     if base == 'digits':
         return f'python -m alexnet_jax.prepare digits --data_dir={root}'
+    if base == 'imagenet2012':
+        return f'python -m alexnet_jax.prepare imagenet --source DIR --data_dir={root}'
     if base in tfds.list_builders(with_community_datasets=False):
         build = f'tfds build {name} --file_format=array_record --data_dir={root}'
         return f'pip install tensorflow && {build}'

@@ -1,0 +1,159 @@
+"""Write the ArrayRecord files of a split by worker processes, each file whole or not at all."""
+
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import numpy as np
+import tqdm
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+from etils import epath
+from tensorflow_datasets.proto import tf_example_pb2
+
+from alexnet_jax.config import UserError
+
+# One record per group and no compression: random access reads one image, and photographs stored as
+# pixels hardly compress. tfds's own choice, compressed, reads slower.
+_WRITER_OPTIONS = 'group_size:1,uncompressed'
+NOTES = '.notes.json'  # beside a shard until the data set is complete
+
+
+class Review(NamedTuple):
+    """What became of the items of a shard or a split."""
+
+    written: int
+    left_out: int  # items without an image
+    notes: list[tuple[str, str]]  # (kind, text), in the order of the items
+
+
+def write_shards(
+    layout, splits, write: Callable[[epath.Path, Any], int], workers: int, keep_left_out: bool
+) -> None:
+    """Write the shards that are missing or not whole, with a progress bar on a terminal.
+
+    `layout` has a tfds SplitInfo for each split; `write` is a partial `write_shard`, the other
+    arguments are those of `records.write_dataset`.
+    """
+    missing = []
+    for split, info in layout.items():
+        items = iter(splits[split])
+        for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
+            shard = list(itertools.islice(items, length))
+            left_out = read_notes(path).left_out
+            whole = path.exists() and _num_records(path) == length - left_out
+            if not whole or (left_out and not keep_left_out):
+                missing.append((path, shard))
+    total = sum(info.num_examples for info in layout.values())
+    finished = total - sum(len(shard) for _, shard in missing)
+    # disable=None: no bar where the output is not a terminal.
+    with tqdm.tqdm(total=total, initial=finished, unit=' images', disable=None) as progress:
+        if workers == 1:
+            for path, shard in missing:
+                progress.update(write(path, shard))
+            return
+        # Not fork: a JAX process has threads, and a fork of it can hang.
+        context = multiprocessing.get_context('spawn')
+        with futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
+            pending = [pool.submit(write, path, shard) for path, shard in missing]
+            try:
+                for future in futures.as_completed(pending):
+                    progress.update(future.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # the shards being written are finished first
+                raise
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is killed, or it would wait, or write, for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def write_shard(
+    read_example, shape, classes, encode_jpeg, path: epath.Path, items: Sequence[Any]
+) -> int:
+    """Write one shard under a temporary name, then rename it. Return how many items it took."""
+    temporary = path.with_name(f'{path.name}.tmp')
+    writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
+    left_out, notes = 0, []
+    for item in items:
+        image, label, *more = read_example(item)
+        notes += more
+        if image is None:
+            left_out += 1
+            continue
+        if image.dtype != np.uint8 or image.shape != shape or not 0 <= label < classes:
+            raise UserError(
+                f'example {item!r} is {image.dtype} {list(image.shape)} with label {label}; '
+                f'it must be uint8 {list(shape)} with a label below {classes}'
+            )
+        example = tf_example_pb2.Example()  # pyright: ignore[reportAttributeAccessIssue]
+        stored = encode_jpeg(image) if encode_jpeg else image.tobytes()
+        example.features.feature['image'].bytes_list.value.append(stored)
+        example.features.feature['label'].int64_list.value.append(label)
+        # tfds's own serialisation orders the features by chance, a different one in each process.
+        record = example.SerializeToString(deterministic=True)
+        with _disk_errors(path):
+            writer.write(record)
+    with _disk_errors(path):
+        writer.close()
+    _write_notes(path, Review(len(items) - left_out, left_out, notes))
+    temporary.replace(path)
+    return len(items)
+
+
+def _notes_path(path: epath.Path) -> epath.Path:
+    return path.with_name(f'{path.name}{NOTES}')
+
+
+def _write_notes(path: epath.Path, notes: Review) -> None:
+    """Keep the notes of a shard beside it, before it has its name; without any, keep no file."""
+    notes_path = _notes_path(path)
+    if not notes.notes and not notes.left_out:
+        notes_path.unlink(missing_ok=True)
+        return
+    temporary = notes_path.with_name(f'{notes_path.name}.tmp')
+    temporary.write_text(json.dumps(notes))
+    temporary.replace(notes_path)
+
+
+def read_notes(path: epath.Path) -> Review:
+    """Return the notes of a shard."""
+    notes_path = _notes_path(path)
+    return Review(*json.loads(notes_path.read_text())) if notes_path.exists() else Review(0, 0, [])
+
+
+def review_split(info: Any) -> Review:
+    """Return the notes of all shards of a split as one."""
+    shards = [read_notes(path) for path in info.filepaths]
+    left_out = sum(shard.left_out for shard in shards)
+    notes = [(kind, text) for shard in shards for kind, text in shard.notes]
+    return Review(info.num_examples - left_out, left_out, notes)
+
+
+@contextlib.contextmanager
+def _disk_errors(path: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # the form of array_record, a full disk among them
+        reason = str(error).partition('\n')[0]
+        raise UserError(f'cannot write {path}: {reason}') from error
+
+
+def _num_records(path: epath.Path) -> int:
+    """Return how many records a shard holds; ArrayRecord says 0 for a missing or a cut one."""
+    # No read-ahead: it would read megabytes only to count.
+    options = 'readahead_buffer_size:0'
+    return array_record_module.ArrayRecordReader(os.fspath(path), options).num_records()
