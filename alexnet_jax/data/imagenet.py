@@ -91,7 +91,8 @@ def _train(source: str | os.PathLike, synsets: Sequence[str]) -> list[Item]:
     path = os.path.join(source, _TRAIN)
     labels = {f'{synset}.tar': label for label, synset in enumerate(synsets)}
     items, found = [], set()
-    for inner in tqdm.tqdm(archives.tar_entries(path), _TRAIN, unit=' synsets', disable=None):
+    inners = archives.tar_entries(path)
+    for inner in tqdm.tqdm(inners, _TRAIN, len(labels), unit=' synsets', disable=None):
         if inner.name not in labels:
             raise _foreign(path, inner.name, 'the tar of a synset of ILSVRC-2012')
         if inner.name in found:
