@@ -27,7 +27,7 @@ FLOORS = (
     | {'data.shard_files'},
     {'training.loop', 'training.experiment', 'training.evaluate'}
     | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'},
-    {'main', 'prepare'},
+    {'main', 'prepare', 'figures'},
 )
 ARROWS = {
     'parallel.mesh': {'parallel.collectives'},

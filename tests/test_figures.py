@@ -1,0 +1,94 @@
+"""The command `python -m alexnet_jax.figures`: the numbers it draws, its errors, its bytes."""
+
+import json
+import math
+import re
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+
+from alexnet_jax import figures
+
+pytest.importorskip('matplotlib')
+
+
+def write_run(directory, classes=10, losses=(2.0, 1.0, 0.5, 0.25), torn=False):
+    """Write a run of two epochs with two steps each, evaluated at the end."""
+    directory.mkdir()
+    (directory / 'config.json').write_text(json.dumps({'model': {'num_classes': classes}}))
+    records = [{'step': 0, 'epoch': 0.0, 'kind': 'event', 'event': 'started'}]
+    for step, loss in enumerate(losses, 1):
+        values = {'train/loss': loss, 'train/top1_error': loss / 4}
+        records.append({'step': step, 'epoch': step / 2, 'kind': 'train', **values})
+    values = {'eval/loss': 0.75, 'eval/top1_error': 0.125}
+    records.append({'step': 4, 'epoch': 2.0, 'kind': 'eval', **values})
+    text = ''.join(json.dumps(record) + '\n' for record in records)
+    (directory / 'metrics.jsonl').write_text(text[:-5] if torn else text)
+    return str(directory)
+
+
+def test_an_epoch_holds_the_steps_that_end_in_it():
+    epochs, values = np.array([0.4, 0.8, 1.0, 1.2, 3.0]), np.array([1.0, 2.0, 6.0, 5.0, 7.0])
+    middles, means = figures.epoch_means(epochs, values)
+    assert middles.tolist() == [0.5, 1.5, 2.5]
+    assert means.tolist() == [3.0, 5.0, 7.0]
+
+
+def test_the_lines_are_the_metrics(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, '_save', lambda figure, output: kept.append(figure))
+    runs = [write_run(tmp_path / 'a'), write_run(tmp_path / 'b', classes=4, losses=(1, 1, 1, 1))]
+    figures.draw_curves(runs, 'x.svg', labels=['first', 'second'])
+    loss, error = kept[0].axes
+    steps, means, evaluation = (line.get_xydata().tolist() for line in loss.lines[:3])
+    assert steps == [[0.5, 2.0], [1.0, 1.0], [1.5, 0.5], [2.0, 0.25]]
+    assert means == [[0.5, 1.5], [1.5, 0.375]]
+    assert evaluation == [[2.0, 0.75]]
+    assert error.lines[0].get_ydata().tolist() == [0.5, 0.25, 0.125, 0.0625]
+    assert error.lines[2].get_xydata().tolist() == [[2.0, 0.125]]
+    chance = [axes.lines[-1].get_ydata()[0] for axes in (loss, error)]
+    assert chance == [math.log(10), 0.9]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ['first', 'second']
+
+
+def test_the_command_writes_the_same_svg_twice(tmp_path, capsys):
+    run = write_run(tmp_path / 'a')
+    files = [tmp_path / 'one.svg', tmp_path / 'two.svg']
+    for file in files:
+        assert figures.main(['curves', run, '--title', 'Two epochs', '--output', str(file)]) == 0
+        assert capsys.readouterr().out == f'wrote {file}\n'
+    assert files[0].read_bytes() == files[1].read_bytes()
+    texts = [e.text for e in xml.etree.ElementTree.parse(files[0]).iter() if e.tag.endswith('text')]
+    assert {'Two epochs', 'chance', 'epoch', 'cross-entropy', 'top-1 error'} <= set(texts)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['{run}', '--output', '{tmp}/x.foo'], r'cannot write .*x\.foo .*name a \.svg'),
+        (['{run}', '--output', '{tmp}/none/x.svg'], r'cannot write .*none/x\.svg'),
+        (['{tmp}', '--output', '{tmp}/x.svg'], r'is no workdir of a run .*config\.json'),
+        (['{torn}', '--output', '{tmp}/x.svg'], r'torn is no workdir of a run'),
+        (['{run}', '--labels', 'a', 'b', '--output', '{tmp}/x.svg'], r'2 --labels for 1 runs'),
+    ],
+)
+def test_errors_are_one_line(tmp_path, capsys, arguments, message):
+    places = {
+        'tmp': tmp_path,
+        'run': write_run(tmp_path / 'run'),
+        'torn': write_run(tmp_path / 'torn', torn=True),
+    }
+    assert figures.main(['curves', *(argument.format(**places) for argument in arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ''
+    assert captured.err.count('\n') == 1
+
+    assert re.search(message, captured.err)
+
+
+def test_a_wrong_command_line_is_one_line(capsys):
+    with pytest.raises(SystemExit) as exit:
+        figures.main(['curves', 'run'])
+    assert exit.value.code == 2
+    assert '--output' in capsys.readouterr().err
