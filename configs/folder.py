@@ -1,7 +1,7 @@
-"""The paper's network and training on photographs of your own.
+r"""The paper's network and training on photographs of your own.
 
     python -m alexnet_jax.prepare folder --source DIR --name photographs --data_dir=DATA
-    python -m alexnet_jax.main --config=configs/folder.py --data_dir=DATA \\
+    python -m alexnet_jax.main --config=configs/folder.py --data_dir=DATA \
         --config.model.num_classes=CLASSES
 
 Needs:    DIR with train/CLASS/* and test/CLASS/*, or CLASS/*; a tar of it will do.
