@@ -66,9 +66,21 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         'imagenet',
         imagenet.prepare_imagenet,
-        'ILSVRC-2012 from its original archives, as imagenet2012 of 256x256 pixels',
+        'ILSVRC-2012 or 2010 from the original archives, as imagenet2012 of 256x256 pixels',
     )
-    _add_photographs(command, 'DIR', 'the folder of the two ILSVRC2012_img_*.tar')
+    _add_photographs(
+        command,
+        'DIR',
+        'the folder of the two ILSVRC2012_img_*.tar, or the directory of a tfds imagenet2012 that '
+        'is stored as array_record; for 2010, of ILSVRC2010_images_*.tar, devkit and answers',
+    )
+    command.add_argument(
+        '--year',
+        type=int,
+        choices=imagenet.EDITIONS,
+        default=2012,
+        help="of the challenge; 2010 is that of the paper's Table 1",
+    )
     command.add_argument('--allow_subset', action='store_true', help='accept fewer images')
     command = add('folder', folder.prepare_folder, 'own photographs, in folders named for classes')
     _add_photographs(

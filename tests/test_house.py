@@ -24,7 +24,7 @@ FLOORS = (
     {'training.step', 'training.optim'}
     | {'data.pipeline', 'data.digits', 'data.sources', 'data.records', 'data.stats'}
     | {'data.images', 'data.archives', 'data.photographs', 'data.imagenet', 'data.folder'}
-    | {'data.shard_files'},
+    | {'data.shard_files', 'data.devkit', 'data.tfds_imagenet'},
     {'training.loop', 'training.experiment', 'training.evaluate'}
     | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'},
     {'main', 'prepare', 'figures'},
@@ -37,7 +37,7 @@ ARROWS = {
     'data.digits': {'data.records'},
     'data.records': {'data.shard_files'},
     'data.photographs': {'data.records', 'data.shard_files', 'data.images', 'data.archives'},
-    'data.imagenet': {'data.photographs', 'data.archives'},
+    'data.imagenet': {'data.photographs', 'data.archives', 'data.devkit', 'data.tfds_imagenet'},
     'data.folder': {'data.photographs', 'data.archives'},
     'training.loop': {'training.experiment', 'training.evaluate'}
     | {'training.checkpoint', 'training.guard'},

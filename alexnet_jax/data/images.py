@@ -1,7 +1,9 @@
 """Decode photographs strictly and bring them to the paper's size (Paper 2)."""
 
+import gzip
 import io
 import warnings
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -10,6 +12,8 @@ _FORMATS = {'JPEG': 'JPEG', 'MPO': 'JPEG', 'PNG': 'PNG'}  # MPO: a JPEG with fur
 _SUFFIXES = {'jpg': 'JPEG', 'jpeg': 'JPEG', 'png': 'PNG'}
 _MODES = {'CMYK': 'CMYK', 'L': 'grayscale', '1': 'grayscale', 'P': 'palette'}
 _MODES |= {'LA': 'transparency', 'RGBA': 'transparency'}
+
+_GZIP = b'\x1f\x8b'
 
 MAX_BYTES = 64 * 1024**2  # of a file; the largest of ImageNet has 15 MB
 MAX_PIXELS = 89_478_485  # what Pillow warns about: 256 MiB at three bytes a pixel
@@ -29,13 +33,17 @@ def decode(
     """Return the whole image as RGB, and the kinds of what was odd about it.
 
     JPEG and PNG only. CMYK, grayscale and palettes are converted, transparency is dropped, the
-    EXIF orientation is ignored (as in 2012). The kinds are 'CMYK', 'grayscale', 'palette',
-    'transparency' and, where `name` ends otherwise than the format, such as 'PNG named JPEG'.
+    EXIF orientation is ignored (as in 2012). A file within gzip is taken out of it: ILSVRC-2010 has
+    one, n02487347_1956.JPEG. The kinds are 'CMYK', 'grayscale', 'palette', 'transparency', 'gzip'
+    and, where `name` ends otherwise than the format, such as 'PNG named JPEG'.
 
     Raises Unreadable: 'too large' for more than `max_bytes` or, before anything is decoded, more
     than `max_pixels`; 'broken' for what is no image, is cut short or has 16 bits a channel.
     libjpeg mends damage in the middle of a file in silence: that is not noticed.
     """
+    odd = []
+    if data[:2] == _GZIP:
+        data, odd = _unzip(data, max_bytes), ['gzip']
     if len(data) > max_bytes:
         raise Unreadable('too large', f'{len(data)} bytes')
     try:
@@ -52,7 +60,6 @@ def decode(
         raise Unreadable('broken', 'neither JPEG nor PNG') from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow raises all of them
         raise Unreadable('broken', str(error).partition('\n')[0]) from error
-    odd = []
     format = _FORMATS[image.format or '']
     expected = _SUFFIXES.get(name.rpartition('.')[2].lower(), format)
     if format != expected:
@@ -65,6 +72,15 @@ def decode(
     if image.mode == 'P':  # its transparency has no meaning without alpha
         image = image.convert('RGBA')
     return image.convert('RGB'), odd
+
+
+def _unzip(data: bytes, max_bytes: int) -> bytes:
+    """Return what is within gzip, no more than a byte beyond `max_bytes` of it."""
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            return file.read(max_bytes + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise Unreadable('broken', f'gzip: {error}') from error
 
 
 def resize_and_crop(image: Image.Image, size: int = 256) -> np.ndarray:

@@ -4,7 +4,7 @@ import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import PIL
@@ -23,12 +23,40 @@ _MIN_SHARDS = 16  # of as many images each at least, so that several workers hav
 _JPEG_BYTES = 0.25  # of quality 95, per byte of pixels, roughly
 
 
+class Photograph(Protocol):
+    """One photograph of a source, light: where it lies. Its `repr` says that, and it pickles."""
+
+    @property
+    def name(self) -> str:
+        """The name by which the report calls it."""
+        ...
+
+    def read(self, source: str) -> tuple[str, bytes, int]:
+        """Return the name, the bytes of the file and the label.
+
+        Raises images.Unreadable for what is too large, UserError when the source has changed.
+        """
+        ...
+
+
 class Item(NamedTuple):
-    """One photograph of the source."""
+    """A `Photograph` that is a file, or a stretch of one."""
 
     file: str  # below the source; '': the source itself, a tar
     entry: archives.Entry
     label: int
+
+    @property
+    def name(self) -> str:
+        """The name of the member of the archive, or the path below the source."""
+        return self.entry.name
+
+    def read(self, source: str) -> tuple[str, bytes, int]:
+        """Return the name, the bytes of the file and the label."""
+        if self.entry.size > images.MAX_BYTES:
+            raise images.Unreadable('too large', f'{self.entry.size} bytes')
+        path = os.path.join(source, self.file) if self.file else source
+        return self.name, archives.read_entry(path, self.entry), self.label
 
 
 def write_photographs(
@@ -40,7 +68,7 @@ def write_photographs(
     description: str,
     size: int,
     class_names: Sequence[str],
-    splits: Mapping[str, Sequence[Item]],
+    splits: Mapping[str, Sequence[Photograph]],
     settings: Mapping[str, Any],
     ignored: Sequence[tuple[str, str]] = (),
     encoding: str = 'raw',
@@ -99,34 +127,33 @@ def write_photographs(
     )
 
 
-def read_photograph(source: str, size: int, shape: tuple[int, ...], item: Item) -> tuple[Any, ...]:
+def read_photograph(
+    source: str, size: int, shape: tuple[int, ...], item: Photograph
+) -> tuple[Any, ...]:
     """Return (image, label, notes...) as `records.write_dataset` takes it; image None if broken."""
-    name = item.entry.name
+    name = item.name
     try:
-        image, odd = _decode(source, item)
+        name, data, label = item.read(source)
+        image, odd = images.decode(data, name)
     except images.Unreadable as error:
-        return None, item.label, (error.kind, f'{name}: {error}')
+        return None, 0, (error.kind, f'{name}: {error}')
     if not size and (image.height, image.width) != shape[:2]:
         raise UserError(
             f'{name} has {image.width}x{image.height} pixels and the first image '
             f'{shape[1]}x{shape[0]}; bring all to one size with --size=256'
         )
     pixels = images.resize_and_crop(image, size) if size else np.asarray(image)
-    return pixels, item.label, *((kind, name) for kind in odd)
+    return pixels, label, *((kind, name) for kind in odd)
 
 
-def _decode(source: str, item: Item) -> tuple[Any, list[str]]:
-    if item.entry.size > images.MAX_BYTES:
-        raise images.Unreadable('too large', f'{item.entry.size} bytes')
-    path = os.path.join(source, item.file) if item.file else source
-    return images.decode(archives.read_entry(path, item.entry), item.entry.name)
-
-
-def _first_size(source: str | os.PathLike, splits: Mapping[str, Sequence[Item]]) -> tuple[int, int]:
+def _first_size(
+    source: str | os.PathLike, splits: Mapping[str, Sequence[Photograph]]
+) -> tuple[int, int]:
     """Return (height, width) of the first image that can be read."""
     for item in (item for items in splits.values() for item in items):
         try:
-            image, _ = _decode(os.fspath(source), item)
+            name, data, _ = item.read(os.fspath(source))
+            image, _ = images.decode(data, name)
         except images.Unreadable:
             continue
         return image.height, image.width

@@ -179,8 +179,9 @@ def _remedy(name: str, root: epath.Path) -> str:
     base = name.partition(':')[0].partition('/')[0]
     if base == 'digits':
         return f'python -m alexnet_jax.prepare digits --data_dir={root}'
-    if base == 'imagenet2012':
-        return f'python -m alexnet_jax.prepare imagenet --source DIR --data_dir={root}'
+    if base in ('imagenet2010', 'imagenet2012'):
+        year = ' --year=2010' if base == 'imagenet2010' else ''
+        return f'python -m alexnet_jax.prepare imagenet{year} --source DIR --data_dir={root}'
     if base in tfds.list_builders(with_community_datasets=False):
         build = f'tfds build {name} --file_format=array_record --data_dir={root}'
         return f'pip install tensorflow && {build}'

@@ -1,5 +1,6 @@
 """Decoding: formats, odd and damaged files, limits; the resize against slow NumPy."""
 
+import gzip
 import io
 import warnings
 
@@ -101,6 +102,19 @@ def test_too_large(jpeg):
             images.decode(data, **limits)
         assert caught.value.kind == 'too large'
     images.decode(jpeg, max_pixels=300 * 200, max_bytes=len(jpeg))
+
+
+def test_a_file_within_gzip(jpeg):
+    image, odd = images.decode(gzip.compress(jpeg), 'n02487347_1956.JPEG')
+    assert odd == ['gzip']
+    np.testing.assert_array_equal(np.asarray(image), pixels(jpeg), strict=True)
+    with pytest.raises(images.Unreadable, match='gzip') as caught:
+        images.decode(gzip.compress(jpeg)[:-100])
+    assert caught.value.kind == 'broken'
+    bomb = gzip.compress(bytes(10_000_000))
+    with pytest.raises(images.Unreadable, match='1000001 bytes') as caught:
+        images.decode(bomb, max_bytes=1_000_000)
+    assert caught.value.kind == 'too large'
 
 
 def triangle(length, target):
