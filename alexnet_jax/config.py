@@ -98,6 +98,9 @@ FIELDS: dict[str, Rule] = {
     ),
     'parallel.model': _one_of(1, 2, 4, 8),
     'parallel.cpu_devices': _integer(0),
+    'parallel.initialization_timeout_s': _integer(1),
+    'parallel.heartbeat_timeout_s': _integer(1),
+    'parallel.shutdown_timeout_s': _integer(1),
     'data.name': _NAME,
     'data.dir': _TEXT,
     'data.train_split': _NAME,
@@ -130,6 +133,7 @@ FIELDS: dict[str, Rule] = {
     'training.total_steps': _integer(0),
     'training.log_every_steps': _integer(1),
     'training.eval_every_epochs': _number(0.0),
+    'training.watchdog_s': _integer(0),
     'evaluation.batch_size': _integer(1),
     'evaluation.views': _one_of(1, 10),
     'evaluation.final_views': _one_of(1, 10),
@@ -259,9 +263,10 @@ def make_plan(
     total_steps: int,
     log_every_steps: int,
     eval_every_epochs: float,
+    watchdog_s: int,
 ) -> Plan:
     """Turn the training section into steps, once the number of examples is known."""
-    del accumulation_steps, log_every_steps  # already counted in steps
+    del accumulation_steps, log_every_steps, watchdog_s  # no epochs in them
     if num_examples < 1:
         raise UserError('the training split has no example; name another data.train_split')
     plan = Plan(num_examples, batch_size, total_steps, eval_every_epochs)

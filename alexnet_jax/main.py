@@ -2,13 +2,15 @@
 
 python -m alexnet_jax.main --config=configs/digits.py [--workdir=DIR] [--data_dir=DIR]
     [--mode=train|evaluate] [--dry_run] [--config.section.field=value ...]
+    [--distributed=off|auto|slurm|k8s|tpu|mpi4py]
+    [--coordinator_address=HOST:PORT --num_processes=N --process_id=I]
 
-Exit codes: 0 done, 1 a bug (traceback), 2 yours to mend (one line), 143 saved and ended on SIGTERM.
+Exit codes: 0 done, 1 a bug (traceback), 2 yours to mend (one line), 75 ended by the watchdog,
+134 another process was lost, 143 saved and ended on SIGTERM.
 """
 
 import logging
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ from ml_collections import config_flags
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.config import UserError
-from alexnet_jax.parallel import mesh
+from alexnet_jax.parallel import mesh, processes
 from alexnet_jax.training import describe, experiment, loop
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='The configuration, a Python file.')
@@ -30,6 +32,14 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print what would run, compile one step, end.')
+_DISTRIBUTED = flags.DEFINE_enum(
+    'distributed', 'off', processes.DETECTIONS, 'What started several processes; auto: JAX looks.'
+)
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator_address', '', 'HOST:PORT of process 0, where no launcher is found.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes there are.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -66,10 +76,22 @@ def run(argv: Sequence[str]) -> int:
     mesh.select_platform(config.parallel.cpu_devices)
     if config.model.dtype == 'float64':
         jax.config.update('jax_enable_x64', True)
+    processes.connect(
+        distributed=_DISTRIBUTED.value,
+        coordinator_address=_COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+        initialization_timeout_s=config.parallel.initialization_timeout_s,
+        heartbeat_timeout_s=config.parallel.heartbeat_timeout_s,
+        shutdown_timeout_s=config.parallel.shutdown_timeout_s,
+        wait_on_sigterm=_MODE.value == 'train' and not _DRY_RUN.value,
+    )
     workdir = epath.Path(_WORKDIR.value or pathlib.Path('runs') / _config_file().stem).expanduser()
     if _DRY_RUN.value:
         with_data = not (config.data.train_examples and config.data.image_shape)
-        print(describe.describe(experiment.build(config, with_data=with_data)))
+        description = describe.describe(experiment.build(config, with_data=with_data))
+        if jax.process_index() == 0:
+            print(description)
         return 0
     if _MODE.value == 'evaluate':
         loop.evaluate_checkpoint(config, workdir)
@@ -97,11 +119,10 @@ def main() -> None:
     console.addHandler(handler)
     try:
         app.run(run, flags_parser=parse_flags)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        processes.leave(130)
+    except Exception as error:
+        processes.end_all(error)
 
 
 if __name__ == '__main__':

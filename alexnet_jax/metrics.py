@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,7 +18,7 @@ _logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Writes what happens in a run; fed by the `log` section.
+    """Writes what happens in a run, of several processes the first one; fed by the `log` section.
 
     `metrics.jsonl` has one flat object a line: step, epoch, kind ('train', 'eval' or 'event'),
     time_s (seconds of this run, earlier starts included), then the metrics under their names.
@@ -33,20 +34,22 @@ class RunLog:
         progress_bar: bool,
         profile_steps: tuple[int, int],
     ) -> None:
-        self._path = workdir / 'metrics.jsonl'
-        earlier_s = _drop_rows_after(self._path, start_step)
-        self._file = self._path.open('a')
+        first = jax.process_index() == 0
+        path = workdir / 'metrics.jsonl'
+        earlier_s = _drop_rows_after(path, start_step) if first else 0.0
+        self._file = path.open('a') if first else open(os.devnull, 'w')  # noqa: SIM115
         self._began = time.monotonic() - earlier_s
-        self._board = _open_board(workdir / 'tensorboard', start_step) if tensorboard else None
+        with_board = first and tensorboard
+        self._board = _open_board(workdir / 'tensorboard', start_step) if with_board else None
         self._bar = tqdm.tqdm(
             total=total_steps,
             initial=start_step,
             unit='step',
             dynamic_ncols=True,
-            disable=None if progress_bar else True,  # None: shown on a terminal only
+            disable=None if first and progress_bar else True,  # None: shown on a terminal only
         )
         self._total_steps = total_steps
-        self._profile_steps = profile_steps
+        self._profile_steps = profile_steps if first else (0, 0)
         self._profile_dir = workdir / 'profile'
         self._profiling = False
         self._spent: dict[str, float] = collections.defaultdict(float)

@@ -71,7 +71,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.parallel = {
         'data': -1,  # copies of the network; -1: as many as the devices allow
         'model': 1,  # devices for one copy; 2: one tower on each, as in 2012
-        'cpu_devices': 0,  # N: the CPU as N devices; 0: what JAX finds
+        'cpu_devices': 0,  # N: the CPU as N devices, in each process; 0: what JAX finds
+        'initialization_timeout_s': 300,  # how long to wait for all of several processes
+        'heartbeat_timeout_s': 20,  # one without a sign of life for so long is lost: all end
+        'shutdown_timeout_s': 10,  # how long to wait for the others at the end
     }
     config.data = {
         'name': 'imagenet2012',  # a tfds data set prepared as array_record
@@ -110,6 +113,9 @@ def get_config() -> ml_collections.ConfigDict:
         'total_steps': 0,  # 0: the epochs decide
         'log_every_steps': 100,
         'eval_every_epochs': 1.0,  # 0: at the end only
+        # A step that takes longer ends the run, exit code 75; ten times as long for the first step,
+        # a batch of an evaluation and a save. 0: never.
+        'watchdog_s': 1800,
     }
     config.evaluation = {
         'batch_size': 128,  # of all devices together

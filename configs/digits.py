@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.fc6.update(features=256, init_std=0.05)
     model.fc7.update(features=256, init_std=0.05)
     model.fc8.update(init_std=0.05)
-    config.parallel = {'data': 1, 'model': 2, 'cpu_devices': 2}
+    config.parallel.update(data=1, model=2, cpu_devices=2)
     config.data.update(
         name='digits',
         eval_split='test',

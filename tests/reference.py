@@ -26,6 +26,13 @@ def small_model_config(*, towers: int = 2, conv6: int = 0, dtype: str = 'float64
     return model.to_dict()
 
 
+def parallel(**fields: int) -> dict:
+    """Return the `parallel` section of the paper's configuration with other values of `fields`."""
+    section = alexnet.get_config().parallel
+    section.update(fields)
+    return section.to_dict()
+
+
 def draw_parameters(model: AlexNet, image_shape: tuple[int, ...], seed: int) -> dict:
     """Draw weights that keep activities near the scale of the pixels, and biases that vary.
 

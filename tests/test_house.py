@@ -19,14 +19,15 @@ PACKAGE = 'alexnet_jax'
 # A module imports from the floors below its own, and along these arrows within it.
 FLOORS = (
     {'config', 'paper', 'metrics'},
-    {'parallel.mesh', 'parallel.collectives'},
+    {'parallel.mesh', 'parallel.collectives', 'parallel.processes'},
     {'network.model', 'network.layers', 'data.augment'},
     {'training.step', 'training.optim'}
     | {'data.pipeline', 'data.digits', 'data.sources', 'data.records', 'data.stats'}
     | {'data.images', 'data.archives', 'data.photographs', 'data.imagenet', 'data.folder'}
     | {'data.shard_files', 'data.devkit', 'data.tfds_imagenet'},
     {'training.loop', 'training.experiment', 'training.evaluate'}
-    | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'},
+    | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'}
+    | {'training.provenance'},
     {'main', 'prepare', 'figures'},
 )
 ARROWS = {
@@ -40,10 +41,11 @@ ARROWS = {
     'data.imagenet': {'data.photographs', 'data.archives', 'data.devkit', 'data.tfds_imagenet'},
     'data.folder': {'data.photographs', 'data.archives'},
     'training.loop': {'training.experiment', 'training.evaluate'}
-    | {'training.checkpoint', 'training.guard'},
+    | {'training.checkpoint', 'training.guard', 'training.provenance'},
     'training.checkpoint': {'training.manifest'},
     'training.experiment': {'training.evaluate'},
     'training.describe': {'training.experiment'},
+    'training.provenance': {'training.experiment'},
 }
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 

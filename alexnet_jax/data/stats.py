@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import logging
-import os
+import uuid
 import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -99,7 +99,7 @@ def load_or_compute(
     statistics = compute_statistics(split, read_threads)
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **statistics._asdict())
-    temporary = path.with_name(f'{name}.{os.getpid()}.tmp')
+    temporary = path.with_name(f'{name}.{uuid.uuid4().hex}.tmp')  # other machines write it, too
     try:
         temporary.write_bytes(buffer.getvalue())
         temporary.replace(path)

@@ -36,13 +36,23 @@ def select_platform(cpu_devices: int) -> None:
                 ) from error
 
 
-def make_mesh(*, data: int, model: int, cpu_devices: int, towers: int) -> Mesh:
+def make_mesh(
+    *,
+    data: int,
+    model: int,
+    cpu_devices: int,
+    initialization_timeout_s: int,
+    heartbeat_timeout_s: int,
+    shutdown_timeout_s: int,
+    towers: int,
+) -> Mesh:
     """Return the mesh `('data', 'tower', 'shard')` for a network of `towers` towers.
 
     `model` devices hold one copy, `data` copies (-1: as many as the devices allow).
     Raises UserError when the devices do not suffice.
     """
-    del cpu_devices  # acted on before JAX started, in `select_platform`
+    # Acted on before JAX started, in `select_platform` and `processes.connect`.
+    del cpu_devices, initialization_timeout_s, heartbeat_timeout_s, shutdown_timeout_s
     devices = jax.devices()
     copies = len(devices) // model if data == -1 else data
     if copies * model > len(devices) or copies == 0:
@@ -51,6 +61,12 @@ def make_mesh(*, data: int, model: int, cpu_devices: int, towers: int) -> Mesh:
             f'{max(copies, 1) * model} devices and there are {len(devices)}; '
             f'lower them, or try it on the CPU with '
             f'--config.parallel.cpu_devices={max(copies, 1) * model}'
+        )
+    idle = {d.process_index for d in devices} - {d.process_index for d in devices[: copies * model]}
+    if idle:
+        raise UserError(
+            f'config.parallel.data = {data} x parallel.model = {model} leaves process {min(idle)} '
+            f'without a device; set --config.parallel.data=-1, or start fewer processes'
         )
     tower = towers if model >= towers else 1
     shape = (copies, tower, model // tower)

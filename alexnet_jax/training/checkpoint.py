@@ -22,6 +22,7 @@ from flax import serialization, traverse_util
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from alexnet_jax.config import UserError
+from alexnet_jax.parallel import processes
 from alexnet_jax.training.manifest import NAME, find_damage, write_manifest
 
 _logger = logging.getLogger(__name__)
@@ -36,6 +37,14 @@ class Restored(NamedTuple):
     state: Any
     meta: dict[str, Any]
     evaluated: bool  # the errors of this very step are known
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager without its questions after SIGTERM, which would mix with the loop's own."""
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
 
 
 class Checkpoints:
@@ -54,7 +63,7 @@ class Checkpoints:
         self._damaged = workdir / 'damaged'
         self._superseded = workdir / 'superseded'
         if not read_only:
-            self._take_back_superseded()
+            processes.from_first(self._take_back_superseded)
         self._save_every_steps = save_every_steps
         self._sealer = futures.ThreadPoolExecutor(1, 'seal')
         self._sealing: futures.Future | None = None
@@ -69,7 +78,7 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             ),
         ]
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._directory,
             item_handlers={
                 'state': ocp.StandardCheckpointHandler(),
@@ -89,8 +98,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, value: BaseException | None, trace: object) -> None:
+        if value is not None and jax.process_count() > 1:
+            return  # the others may be gone or stuck: waiting for them would hide the error
         try:
             self.wait()
+            processes.wait_for_all('the last checkpoint is sealed')
         except Exception as error:
             if value is None:
                 raise
@@ -118,10 +130,8 @@ class Checkpoints:
         """
         self.wait()
         if step in self._manager.all_steps():
-            if metrics is None or self._manager.metrics(step) is not None:
+            if not processes.from_first(lambda: self._make_way(step, metrics is not None)):
                 return
-            self._superseded.mkdir(parents=True, exist_ok=True)
-            (self._directory / str(step)).rename(self._superseded / str(step))
             self._manager.reload()
         self._manager.save(
             step,
@@ -134,6 +144,14 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._stop_sealing.clear()
             self._sealing = self._sealer.submit(self._seal, step)
+
+    def _make_way(self, step: int, evaluated: bool) -> bool:
+        """Set a saved step aside if it lacks the evaluation that is here now; say whether."""
+        if not evaluated or self._manager.metrics(step) is not None:
+            return False
+        self._superseded.mkdir(parents=True, exist_ok=True)
+        (self._directory / str(step)).rename(self._superseded / str(step))
+        return True
 
     def _seal(self, step: int) -> None:
         """Wait for the commit of a step, then write its manifest."""
@@ -185,7 +203,7 @@ class Checkpoints:
         Args:
           abstract_state: shape, dtype and sharding of every leaf; any mesh will do.
           check_meta: raises UserError when the saved run is not this one; called first.
-          which: 'latest' or 'best'.
+          which: 'latest' or 'best'; process 0 looks and chooses for all.
           set_aside: move damaged and unfinished steps to WORKDIR/damaged, so that training can save
             those steps anew.
 
@@ -193,6 +211,13 @@ class Checkpoints:
           UserError: the state does not fit, no checkpoint is sound although there are some, or the
             best is asked for and none was evaluated.
         """
+        step = processes.from_first(lambda: self._choose(which, set_aside))
+        if set_aside:
+            self._manager.reload()
+        return None if step is None else self._restore_step(step, abstract_state, check_meta)
+
+    def _choose(self, which: str, set_aside: bool) -> int | None:
+        """Return the step to restore, None when there is none, as `restore` says."""
         steps = sorted(self._manager.all_steps(), reverse=True)
         if which == 'best':
             best = self._manager.best_step()
@@ -218,8 +243,7 @@ class Checkpoints:
         if set_aside:
             for step in bad:
                 self._set_aside(step)
-            self._manager.reload()
-        return self._restore_step(sound[0], abstract_state, check_meta) if sound else None
+        return sound[0] if sound else None
 
     def _is_first_and_unfinished(self, steps: list[int]) -> bool:
         """Say whether all there is is one step that a kill left without its manifest."""
@@ -260,7 +284,7 @@ def parameters_sha256(params: Any) -> str:
     """Return the SHA-256 over name, dtype, shape and little-endian bytes of all parameters."""
     digest = hashlib.sha256()
     for name, leaf in sorted(_flat(params).items()):
-        array = np.asarray(jax.device_get(leaf))
+        array = processes.whole(leaf)
         array = array.astype(array.dtype.newbyteorder('<'))
         digest.update(f'{name} {array.dtype.name} {array.shape} '.encode())
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -18,6 +18,7 @@ from alexnet_jax.data.sources import Dataset
 from alexnet_jax.data.stats import Statistics
 from alexnet_jax.network.model import AlexNet, count_macs
 from alexnet_jax.parallel import mesh as mesh_lib
+from alexnet_jax.parallel import processes
 from alexnet_jax.training.evaluate import eval_step
 from alexnet_jax.training.optim import Optimizer, make_optimizer
 from alexnet_jax.training.step import TrainState, init_state, state_specs, train_step
@@ -69,7 +70,7 @@ class Experiment:
         """Mean image and colour statistics on every device, float64 for a float64 network."""
         everywhere = NamedSharding(self.mesh, mesh_lib.REPLICATED)
         arrays = jax.tree.map(lambda x: np.asarray(x, self.float_dtype), self.host_statistics)
-        return jax.tree.map(lambda x: jax.device_put(x, everywhere), arrays)
+        return jax.tree.map(lambda x: jax.device_put(x, everywhere), processes.same_arrays(arrays))
 
     def _init(self) -> TrainState:
         return init_state(self.model, self.optimizer, self.crop_shape, self.config.seed)

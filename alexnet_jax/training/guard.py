@@ -1,13 +1,16 @@
-"""What keeps a run safe: one writer a workdir, an orderly end on a signal, no bad state saved."""
+"""What keeps a run safe: one writer a workdir, an end on a signal or a hang, no bad state saved."""
 
 import contextlib
 import datetime
+import faulthandler
 import fcntl
 import json
+import logging
 import math
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,14 +19,27 @@ import jax.numpy as jnp
 from etils import epath
 
 from alexnet_jax.config import UserError
+from alexnet_jax.parallel import processes
+
+_logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def workdir_lock(workdir: epath.Path) -> Iterator[None]:
-    """Hold WORKDIR/LOCK; raise UserError, naming the owner, when another process holds it.
+    """Hold WORKDIR/LOCK for this run; raise UserError, naming the owner, when another run holds it.
 
-    The kernel drops the lock when its owner ends, however it ends.
+    Process 0 holds it for all, and all must see it: the workdir is one directory.
     """
+    with contextlib.ExitStack() as stack:
+        processes.from_first(lambda: stack.enter_context(_lock(workdir)))
+        lock = workdir / 'LOCK'
+        processes.require_same({'--workdir/LOCK': lock.read_text() if lock.exists() else 'absent'})
+        yield
+
+
+@contextlib.contextmanager
+def _lock(workdir: epath.Path) -> Iterator[None]:
+    """Lock the file for this process; the kernel drops it when its owner ends, however it ends."""
     if '://' in str(workdir):
         raise UserError(f'--workdir={workdir} is not a local directory; only those were tried')
     try:
@@ -50,18 +66,26 @@ def workdir_lock(workdir: epath.Path) -> Iterator[None]:
         }
         file.write(json.dumps(owner))
         file.flush()
+        os.fsync(file.fileno())  # for other machines to see
         yield
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGINT so that the loop can save and end; a second one ends at once."""
+    """Notes SIGTERM and SIGINT so that the loop can save and end; a second one ends at once.
+
+    Several processes stop at the same step when any of them gets one. There SIGTERM belongs to
+    jax.distributed, which tells the others, so a second SIGTERM is not noticed.
+    """
 
     def __init__(self) -> None:
-        self.received = 0
+        self.received = 0  # the signal to stop for, once all processes have agreed to
+        self._noted = 0  # the signal that this process got
+        self._checks = 0
+        self._alone = jax.process_count() == 1
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> 'StopSignal':
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGINT,):
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -70,14 +94,83 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        if self.received:
+        if self._noted:
             os._exit(128 + number)
-        self.received = number
+        self._noted = number
+        if not self._alone:
+            signal.raise_signal(signal.SIGTERM)
+
+    def due(self) -> bool:
+        """Say whether to stop now; all processes ask equally often and get the same answer."""
+        self._checks += 1
+        if not self.received and (
+            self._noted if self._alone else processes.stop_agreed(self._checks)
+        ):
+            self.received = self._noted or signal.SIGTERM
+        return self.received > 0
 
     @property
     def exit_code(self) -> int:
         """128 + the signal's number: 143 for SIGTERM, 130 for SIGINT."""
         return 128 + self.received
+
+
+_HUNG = 75
+_PATIENCE = 10
+_LAST_WORDS_S = 10.0  # the file system may hang, too
+
+
+class Watchdog:
+    """Ends the run, exit code 75, when what it expects takes longer than `limit_s`; 0: never.
+
+    It counts its own ticks and no clock: none passes while the process is stopped (SIGSTOP) or the
+    machine asleep. The stacks of all threads go to WORKDIR/hang-N.txt, N the process.
+    """
+
+    def __init__(self, workdir: epath.Path, limit_s: float) -> None:
+        self._path = workdir / f'hang-{jax.process_index()}.txt'
+        self._limit_s = limit_s
+        self._ended = threading.Event()
+        self.expect('the start', slow=True)
+
+    def __enter__(self) -> 'Watchdog':
+        if self._limit_s > 0:
+            threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+
+    def expect(self, what: str, slow: bool = False) -> None:
+        """Begin to wait for `what`; ten times as long for what is slow, compilations included."""
+        self._expected = (what, self._limit_s * (_PATIENCE if slow else 1))
+
+    def _watch(self) -> None:
+        tick_s = min(1.0, self._limit_s / 10)
+        seen, waited_s = self._expected, 0.0
+        while not self._ended.wait(tick_s):
+            waited_s = waited_s + tick_s if self._expected is seen else 0.0
+            seen = self._expected
+            if waited_s >= seen[1]:
+                self._end(*seen)
+
+    def _end(self, what: str, limit_s: float) -> None:
+        """Write the stacks and end, even if nothing can be written any more."""
+
+        def last_words() -> None:
+            with open(self._path, 'w') as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+            _logger.error(
+                '%s took longer than %g s (config.training.watchdog_s); the stacks are in %s',
+                what,
+                limit_s,
+                self._path,
+            )
+
+        writer = threading.Thread(target=last_words, daemon=True)
+        writer.start()
+        writer.join(_LAST_WORDS_S)
+        processes.leave(_HUNG)
 
 
 _LOWER_THE_RATE = (

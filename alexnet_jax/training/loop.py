@@ -3,12 +3,8 @@
 import collections
 import contextlib
 import dataclasses
-import importlib.metadata
-import json
 import logging
-import platform
-import subprocess
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +15,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.config import UserError
 from alexnet_jax.data import pipeline
 from alexnet_jax.metrics import RunLog
-from alexnet_jax.training import guard
+from alexnet_jax.training import guard, provenance
 from alexnet_jax.training.checkpoint import Checkpoints, parameters_sha256
 from alexnet_jax.training.evaluate import evaluate
 from alexnet_jax.training.experiment import Experiment, build
@@ -36,27 +32,31 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> int:
     Raises UserError for what the user can mend.
     """
     experiment = build(config)
+    provenance.require_same_in_all_processes(experiment, 'train')
     plan = experiment.plan
     with contextlib.ExitStack() as stack:
         stack.enter_context(guard.workdir_lock(workdir))
+        watchdog = stack.enter_context(guard.Watchdog(workdir, config.training.watchdog_s))
         stop = stack.enter_context(guard.StopSignal())
         checkpoints = stack.enter_context(Checkpoints(workdir, **config.checkpoint))
         state, start, evaluated, event = _resume_or_init(experiment, checkpoints)
         if start > plan.total_steps or (start == plan.total_steps and evaluated):
-            print(f'nothing to train: {workdir} is at step {start} of {plan.total_steps}')
+            _say(f'nothing to train: {workdir} is at step {start} of {plan.total_steps}')
             return 0
-        _save_description(experiment, workdir)
+        if jax.process_index() == 0:
+            provenance.save(experiment, workdir)
         log = stack.enter_context(
             RunLog(workdir, start_step=start, total_steps=plan.total_steps, **config.log)
         )
-        run = _Run(experiment, checkpoints, log, stop)
+        run = _Run(experiment, checkpoints, log, stop, watchdog)
         log.event(start, plan.epoch(start), **event)
         if plan.eval_due(start) and not evaluated:
             state = run.evaluate_and_save(start, state)
         batches = stack.enter_context(contextlib.closing(_train_batches(experiment, start)))
         for step in range(start + 1, plan.total_steps + 1):
-            if stop.received:
+            if stop.due():
                 break
+            watchdog.expect(f'step {step}', slow=step == start + 1)
             log.advance(step - 1, state)
             with log.spending('data'):
                 batch = next(batches)
@@ -82,6 +82,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: epath.Path) 
     Raises UserError when there is no sound checkpoint.
     """
     experiment = build(config)
+    provenance.require_same_in_all_processes(experiment, 'evaluate')
     if not (workdir / 'checkpoints').exists():
         raise UserError(f'no checkpoint in {workdir}; train first, or name another --workdir')
     with Checkpoints(workdir, **config.checkpoint, read_only=True) as checkpoints:
@@ -92,12 +93,12 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: epath.Path) 
         )
     if restored is None:
         raise UserError(f'no checkpoint in {workdir}; train first, or name another --workdir')
-    metrics = _evaluate(experiment, restored.state, config.evaluation.final_views)
+    metrics = _evaluate(experiment, restored.state, config.evaluation.final_views, lambda: False)
     assert metrics is not None
     errors = ' '.join(
         f'{k[len("eval/") :]} {v:.4f}' for k, v in metrics.items() if k != 'eval/loss'
     )
-    print(f'step {restored.step} sha256 {parameters_sha256(restored.state.params)} {errors}')
+    _say(f'step {restored.step} sha256 {parameters_sha256(restored.state.params)} {errors}')
 
 
 @dataclasses.dataclass
@@ -108,6 +109,7 @@ class _Run:
     checkpoints: Checkpoints
     log: RunLog
     stop: guard.StopSignal
+    watchdog: guard.Watchdog
     pending: collections.deque = dataclasses.field(default_factory=collections.deque)
 
     def note(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -129,6 +131,7 @@ class _Run:
         """Save, once everything up to this step is known to be sound."""
         while self.pending:
             self._look()
+        self.watchdog.expect(f'the save of step {step}', slow=True)
         with self.log.spending('other'):
             guard.require_finite_parameters(step, state.params)
             self.checkpoints.save(step, state, _meta(self.experiment), metrics)
@@ -143,7 +146,7 @@ class _Run:
             experiment.config.evaluation.final_views if last else experiment.config.evaluation.views
         )
         with self.log.spending('other'):
-            metrics = _evaluate(experiment, state, views, self.stop)
+            metrics = _evaluate(experiment, state, views, self._stop_evaluation)
             if metrics is None:
                 return state
             guard.require_finite_loss(step, metrics['eval/loss'], 'in the evaluation')
@@ -155,6 +158,10 @@ class _Run:
         self.log.evaluation(step, experiment.plan.epoch(step), metrics)
         self.save(step, state, metrics)
         return state
+
+    def _stop_evaluation(self) -> bool:
+        self.watchdog.expect('a batch of the evaluation', slow=True)
+        return self.stop.due()
 
 
 def _resume_or_init(
@@ -205,68 +212,48 @@ def _devices(experiment: Experiment) -> dict[str, Any]:
     return {'mesh': shape, 'device_kind': device.device_kind}
 
 
+def _say(line: str) -> None:
+    """Print a line once, however many processes there are."""
+    if jax.process_index() == 0:
+        print(line)
+
+
 def _train_batches(experiment: Experiment, start: int) -> Any:
     assert experiment.dataset is not None
+    size = experiment.config.training.batch_size
+    rows = pipeline.local_rows(experiment.batch_shardings, size)
     batches = pipeline.train_batches(
         experiment.dataset,
         seed=experiment.config.seed,
-        batch_size=experiment.config.training.batch_size,
+        batch_size=size,
         start_step=start,
         num_steps=experiment.plan.total_steps - start,
+        rows=rows,
     )
-    return pipeline.to_device(batches, experiment.batch_shardings)
+    return pipeline.to_device(batches, experiment.batch_shardings, batch_size=size, rows=rows)
 
 
 def _evaluate(
-    experiment: Experiment, state: TrainState, views: int, stop: guard.StopSignal | None = None
+    experiment: Experiment, state: TrainState, views: int, stop: Callable[[], bool]
 ) -> dict[str, float] | None:
     assert experiment.dataset is not None
-    dataset = experiment.dataset
+    dataset, shardings = experiment.dataset, experiment.batch_shardings
+    size = experiment.config.evaluation.batch_size
+    rows = pipeline.local_rows(shardings, size)
     batches = pipeline.eval_batches(
         dataset.eval,
-        batch_size=experiment.config.evaluation.batch_size,
+        batch_size=size,
+        rows=rows,
         read_threads=dataset.read_threads,
         prefetch_batches=dataset.prefetch_batches,
     )
-    with contextlib.closing(pipeline.to_device(batches, experiment.batch_shardings)) as on_device:
+    on_device = pipeline.to_device(batches, shardings, batch_size=size, rows=rows)
+    with contextlib.closing(on_device):
         return evaluate(
             experiment.eval_step(views),
             state.params,
             experiment.statistics,
             on_device,
             len(dataset.eval),
-            stop=lambda: stop is not None and stop.received > 0,
+            stop=stop,
         )
-
-
-def _save_description(experiment: Experiment, workdir: epath.Path) -> None:
-    """Save the resolved configuration and what it runs on beside the metrics."""
-    (workdir / 'config.json').write_text(config_lib.to_json(experiment.config))
-    packages = (
-        'jax',
-        'jaxlib',
-        'flax',
-        'optax',
-        'orbax-checkpoint',
-        'grain',
-        'tensorflow-datasets',
-    )
-    try:
-        git = subprocess.run(
-            ['git', 'describe', '--always', '--dirty'],
-            cwd=epath.Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout.strip()
-    except OSError:
-        git = ''
-    environment = {
-        'arguments': sys.argv[1:],
-        'git': git or 'unknown',
-        'python': platform.python_version(),
-        'platform': platform.platform(),
-        'packages': {name: importlib.metadata.version(name) for name in packages},
-        'devices': [str(device.device_kind) for device in experiment.mesh.devices.flat],
-    }
-    (workdir / 'environment.json').write_text(json.dumps(environment, indent=2))

@@ -171,7 +171,7 @@ def test_initial_weights_of_the_towers_are_independent(initial, layer):
 
 @pytest.mark.parametrize(('data', 'devices'), [(1, 2), (2, 4)])
 def test_initial_weights_do_not_depend_on_the_mesh(data, devices):
-    mesh = mesh_lib.make_mesh(data=data, model=devices, cpu_devices=0, towers=2)
+    mesh = mesh_lib.make_mesh(**reference.parallel(data=data, model=devices), towers=2)
     config = reference.small_model_config(dtype='float32')
     model = AlexNet(**config, collectives=mesh_lib.collectives(mesh))
     specs = nn.get_partition_spec(abstract_variables(model, reference.SMALL_IMAGE))

@@ -23,6 +23,7 @@ from alexnet_jax.training import step as step_lib
 from alexnet_jax.training.experiment import BATCH_SPECS
 from alexnet_jax.training.optim import make_optimizer
 from configs import tiny
+from tests import reference
 
 BATCH, CROP = 16, (7, 7, 1)
 
@@ -55,7 +56,7 @@ class Setup:
         config.model.update(towers=self.towers, dtype=self.dtype)
         config.model.conv6.update(features=self.conv6, init_std=0.05)
         self.mesh = mesh_lib.make_mesh(
-            data=self.data, model=self.model, cpu_devices=0, towers=self.towers
+            **reference.parallel(data=self.data, model=self.model), towers=self.towers
         )
         self.network = AlexNet(
             **config.model.to_dict(), collectives=mesh_lib.collectives(self.mesh)
@@ -275,19 +276,19 @@ def test_compiled_step_has_no_other_collective():
 )
 def test_a_mesh_that_does_not_fit_is_one_line(sizes, words):
     with pytest.raises(UserError, match=words) as error:
-        mesh_lib.make_mesh(**sizes, cpu_devices=0, towers=2)
+        mesh_lib.make_mesh(**reference.parallel(**sizes), towers=2)
     assert '\n' not in str(error.value)
 
 
 def test_mesh_takes_all_devices_by_default():
-    shape = mesh_lib.make_mesh(data=-1, model=2, cpu_devices=0, towers=2).shape
+    shape = mesh_lib.make_mesh(**reference.parallel(data=-1, model=2), towers=2).shape
     assert dict(shape) == {'data': 4, 'tower': 2, 'shard': 1}
-    shape = mesh_lib.make_mesh(data=-1, model=4, cpu_devices=0, towers=1).shape
+    shape = mesh_lib.make_mesh(**reference.parallel(data=-1, model=4), towers=1).shape
     assert dict(shape) == {'data': 2, 'tower': 1, 'shard': 4}
 
 
 def test_batch_must_divide():
-    mesh = mesh_lib.make_mesh(data=2, model=2, cpu_devices=0, towers=2)
+    mesh = mesh_lib.make_mesh(**reference.parallel(data=2, model=2), towers=2)
     mesh_lib.check_batch(mesh, 16, 2, 'training.batch_size')
     with pytest.raises(UserError, match=r'training\.batch_size = 12 must divide by 8'):
         mesh_lib.check_batch(mesh, 12, 2, 'training.batch_size')

@@ -22,6 +22,7 @@ from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.optim import make_optimizer
 from alexnet_jax.training.step import TrainState
 from configs import tiny
+from tests import reference
 
 OPTIMIZER = make_optimizer(**tiny.get_config().optim, first_step=lambda epoch: round(epoch))
 SPECS = {'conv': {'kernel': P(None, 'tower')}, 'fc': {'kernel': P(('tower', 'shard'))}}
@@ -44,7 +45,7 @@ def _state(step: int = 3) -> TrainState:
 
 
 def _abstract(state: TrainState, data: int = 1, model: int = 1) -> TrainState:
-    mesh = mesh_lib.make_mesh(data=data, model=model, cpu_devices=0, towers=2)
+    mesh = mesh_lib.make_mesh(**reference.parallel(data=data, model=model), towers=2)
     specs = jax.tree.map(lambda _: P(), state)
     opt_state = (*specs.opt_state[:-1], optax.TraceState(SPECS))
     specs = specs.replace(params=SPECS, opt_state=opt_state)
