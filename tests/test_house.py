@@ -28,7 +28,8 @@ FLOORS = (
     {'training.loop', 'training.experiment', 'training.evaluate'}
     | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'}
     | {'training.provenance'},
-    {'main', 'prepare', 'figures'},
+    {'command_line', 'benchmarks.timing', 'benchmarks.input'},
+    {'main', 'prepare', 'figures', 'benchmark'},
 )
 ARROWS = {
     'parallel.mesh': {'parallel.collectives'},
@@ -46,6 +47,7 @@ ARROWS = {
     'training.experiment': {'training.evaluate'},
     'training.describe': {'training.experiment'},
     'training.provenance': {'training.experiment'},
+    'benchmarks.input': {'benchmarks.timing'},
 }
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 

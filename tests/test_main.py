@@ -201,13 +201,21 @@ def test_evaluate_without_a_checkpoint_is_one_line(command, tmp_path):
     assert not (tmp_path / 'none').exists()
 
 
-def test_help_shows_the_flags():
+@pytest.mark.parametrize('module', ['main', 'benchmark'])
+def test_help_is_short_and_no_mistake(module):
     done = subprocess.run(
-        [sys.executable, '-m', 'alexnet_jax.main', '--help'],
+        [sys.executable, '-m', f'alexnet_jax.{module}', TINY, '--help'],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert '--workdir' in done.stdout
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
     assert 'Exit codes' in done.stdout
+    for flag in {'main': ('workdir', 'mode'), 'benchmark': ('json',)}[module]:
+        assert f'  --{flag} ' in done.stdout
+    assert '  --config ' in done.stdout
+    assert '  --data_dir ' in done.stdout
+    assert 'verbosity' not in done.stdout  # one of absl's own flags
+    assert len(done.stdout.splitlines()) < 30

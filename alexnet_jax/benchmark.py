@@ -1,0 +1,50 @@
+"""Measure the program: how fast it is and where the time goes.
+
+python -m alexnet_jax.benchmark input [--config=FILE] [--data_dir=DIR] [--json]
+    [--config.section.field=value ...]
+
+    input        images a second of the host's part: records read, decoded and made into batches
+
+Without --config it is configs/alexnet.py. Measure on a machine that does nothing else.
+Exit codes: 0 done, 1 a bug (traceback), 2 yours to mend (one line).
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from alexnet_jax import command_line
+from alexnet_jax.benchmarks import input
+
+_JSON = flags.DEFINE_bool('json', False, 'Print one JSON object as the last line.')
+
+_BENCHMARKS = {'input': input.measure}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Do the benchmark that the command line names; return the exit code."""
+    result = _BENCHMARKS[argv[1]](command_line.load_config())
+    for name, value in result.items():
+        print(f'{name:<40}{_words(value)}')
+    if _JSON.value:
+        print(json.dumps(result))
+    return 0
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, float):
+        return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
+    return str(value)
+
+
+def main() -> None:
+    """Run as a command: one line and exit code 2 for a UserError."""
+    command_line.run(
+        run, __doc__ or '', default_config='configs/alexnet.py', words=list(_BENCHMARKS)
+    )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,41 @@
+"""Time several ways of doing a thing so that they can be compared on a machine that others use."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Run every case once in each round and return the seconds of each, a list by case.
+
+    Each round begins with the next case, so that none is always the first; the cases of one round
+    lie close together in time, so that `paired_ratio` compares like with like. A case must not
+    return before its work is done (`jax.block_until_ready`). `warmup` rounds are not counted.
+    """
+    names = list(cases)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(-warmup, rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            began = time.perf_counter()
+            cases[name]()
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Return `{name: median, name_min: ..., name_max: ...}`."""
+    return {name: statistics.median(values), f'{name}_min': min(values), f'{name}_max': max(values)}
+
+
+def rates(name: str, amount: float, seconds: Sequence[float]) -> dict[str, float]:
+    """Return the spread of `amount` per second."""
+    return spread(name, [amount / value for value in seconds])
+
+
+def paired_ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    """Return the spread of above / below, the values of one round with each other."""
+    return spread(name, [a / b for a, b in zip(above, below, strict=True)])
