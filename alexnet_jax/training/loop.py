@@ -153,7 +153,8 @@ class _Run:
             plateau = experiment.optimizer.after_evaluation(
                 jax.device_get(state.plateau), metrics['eval/top1_error']
             )
-            plateau = jax.device_put(plateau, experiment.state_shardings.plateau)
+            # From the host: jax 0.10.2 puts an array of one process's device on many wrongly.
+            plateau = jax.device_put(jax.device_get(plateau), experiment.state_shardings.plateau)
         state = state.replace(plateau=plateau)
         self.log.evaluation(step, experiment.plan.epoch(step), metrics)
         self.save(step, state, metrics)

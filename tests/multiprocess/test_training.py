@@ -1,0 +1,119 @@
+"""Several processes train as one does: the same numbers, the same checkpoints."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from alexnet_jax.training import experiment as experiment_lib
+from alexnet_jax.training import loop
+from alexnet_jax.training.checkpoint import Checkpoints
+from configs import tiny
+from tests import local_run
+from tests.local_run import Run
+
+pytestmark = pytest.mark.multiprocess
+STEPS, HALF = 6, 4
+FLOAT64 = (
+    '--config.model.dtype=float64',
+    '--config.evaluation.final_views=1',
+    '--config.training.eval_every_epochs=0',
+    '--config.checkpoint.save_every_steps=0',
+)
+
+
+def _alone(workdir, data_dir, steps: int) -> None:
+    """Train in this process, on one device."""
+    config = tiny.get_config()
+    config.data.dir = str(data_dir)
+    config.log.tensorboard = False
+    config.model.dtype = 'float64'
+    config.evaluation.final_views = 1
+    config.parallel.update(data=1, model=1)
+    config.training.update(total_steps=steps, eval_every_epochs=0.0)
+    config.checkpoint.save_every_steps = 0
+    assert loop.train(config, epath.Path(workdir)) == 0
+
+
+def _parameters(workdir, data_dir) -> dict[str, np.ndarray]:
+    """Restore the newest checkpoint on one device of this process."""
+    config = tiny.get_config()
+    config.data.dir = str(data_dir)
+    config.model.dtype = 'float64'
+    config.parallel.update(data=1, model=1)
+    abstract = experiment_lib.build(config).abstract_state()
+    with Checkpoints(epath.Path(workdir), **config.checkpoint, read_only=True) as checkpoints:
+        restored = checkpoints.restore(abstract, lambda meta: None)
+    assert restored is not None
+    assert restored.step == STEPS
+    return {
+        f'{layer}.{name}': np.asarray(leaf)
+        for layer, leaves in restored.state.params.items()
+        for name, leaf in leaves.items()
+    }
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    """Empty at first: the processes of the first run prepare the digits at the same time."""
+    return tmp_path_factory.mktemp('data')
+
+
+@pytest.fixture
+def reference(tmp_path_factory, data_dir, x64):
+    """Losses and parameters of one process on one device."""
+    workdir = tmp_path_factory.mktemp('alone')
+    _alone(workdir, data_dir, STEPS)
+    return local_run.losses(workdir), _parameters(workdir, data_dir)
+
+
+def _assert_same(workdir, data_dir, reference) -> None:
+    losses, parameters = reference
+    assert local_run.losses(workdir) == pytest.approx(losses, rel=1e-9, abs=0)
+    for name, value in _parameters(workdir, data_dir).items():
+        error = np.max(np.abs(value - parameters[name])) / np.max(np.abs(parameters[name]))
+        assert error < 1e-9, name
+
+
+def test_two_processes_then_one(tmp_path, data_dir, reference):
+    """Two processes with two devices each train and save, one process with one device goes on."""
+    workdir = tmp_path / 'run'
+    with Run(
+        2,
+        workdir,
+        data_dir,
+        *FLOAT64,
+        '--config.parallel.data=2',
+        f'--config.training.total_steps={HALF}',
+    ) as run:
+        assert run.finish() == 0, run.output()
+    output = run.output()
+    assert f'step {HALF}  evaluation' in output
+    assert output.count('evaluation') == 1  # process 0 alone writes
+    resumed = [row for row in local_run.rows(workdir) if row['kind'] == 'eval']
+    assert [row['step'] for row in resumed] == [HALF]
+    assert json.loads((workdir / 'environment.json').read_text())['devices'] == ['cpu'] * 4
+    _alone(workdir, data_dir, STEPS)
+    event = next(row for row in local_run.rows(workdir) if row.get('event') == 'resumed')
+    assert event['step'] == HALF
+    assert event['parallel.data'] == '2 -> 1'
+    _assert_same(workdir, data_dir, reference)
+
+
+@pytest.mark.slow
+def test_one_process_then_four(tmp_path, data_dir, reference):
+    """One process trains and saves, four with one device each, a tower in each, go on."""
+    workdir = tmp_path / 'run'
+    _alone(workdir, data_dir, HALF)
+    with Run(
+        4,
+        workdir,
+        data_dir,
+        *FLOAT64,
+        '--config.parallel.data=2',
+        '--config.parallel.cpu_devices=1',
+        f'--config.training.total_steps={STEPS}',
+    ) as run:
+        assert run.finish() == 0, run.output()
+    _assert_same(workdir, data_dir, reference)
