@@ -1,11 +1,14 @@
 # The commands of README.md and CONTRIBUTING.md under short names.
-.PHONY: install test lint format types check digits clean
+.PHONY: install test slow lint format types check digits clean
 
 install:
 	pip install -r requirements-dev.txt
 
 test:
 	python -m pytest
+
+slow:
+	python -m pytest -m slow
 
 lint:
 	ruff check .
@@ -18,7 +21,7 @@ format:
 types:
 	pyright
 
-check: lint types test
+check: lint types test slow
 
 digits:
 	python -m alexnet_jax.main --config=configs/digits.py

@@ -97,6 +97,7 @@ FIELDS: dict[str, Rule] = {
         lambda v: v == -1 or (_is_integer(v) and v > 0), '-1 (all) or 1 and more'
     ),
     'parallel.model': _one_of(1, 2, 4, 8),
+    'parallel.backend': _one_of('shard_map', 'pmap'),
     'parallel.cpu_devices': _integer(0),
     'parallel.initialization_timeout_s': _integer(1),
     'parallel.heartbeat_timeout_s': _integer(1),

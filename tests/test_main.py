@@ -52,6 +52,7 @@ def command(monkeypatch, capsys, tmp_path):
         ([TINY, '--config.log.tensorboard=maybe'], r'--config\.log\.tensorboard=maybe'),
         ([TINY, '--config.training.batch_size=15'], r'batch_size = 15 must divide by 2'),
         ([TINY, '--config.parallel.model=3'], r'parallel\.model = 3 must be one of 1, 2, 4, 8'),
+        ([TINY, '--config.parallel.backend=xmap'], r'backend = .xmap. must be one of shard_map, p'),
         ([TINY, '--config.parallel.data=7'], r'needs 14 devices and there are 8'),
         ([TINY, '--config.model.num_classes=7'], r'set --config\.model\.num_classes=10'),
         ([TINY, '-config.seedd=1'], r'did you mean config\.seed\?'),

@@ -2,27 +2,37 @@
 
 A step is written for one device and never mentions an axis; it calls these. On an axis of one
 device each of them is the identity, so the same step runs on one device without communication.
+`jax.shard_map` knows the three axes by name. `jax.pmap` has one axis of all devices, and groups of
+their numbers in place of names.
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
 AXES = ('data', 'tower', 'shard')
 MODEL_AXES = ('tower', 'shard')
+FLAT_AXIS = 'device'
 
 
 @dataclasses.dataclass(frozen=True)
 class Collectives:
-    """Collectives on a mesh of `data` x `tower` x `shard` devices; the default is one device."""
+    """Collectives on a mesh of `data` x `tower` x `shard` devices; the default is one device.
+
+    With `flat` they run under `jax.pmap` over `FLAT_AXIS`, the devices in the order of the mesh.
+    """
 
     data: int = 1
     tower: int = 1
     shard: int = 1
+    flat: bool = False
 
     @property
     def model(self) -> int:
@@ -47,7 +57,7 @@ class Collectives:
 
     def sum_over_model(self, x: jax.Array) -> jax.Array:
         """Add the partial logits of the devices that share one copy. [rows, classes]."""
-        return lax.psum(x, MODEL_AXES) if self.model > 1 else x
+        return self._sum(x, MODEL_AXES)
 
     def sum_gradients(self, gradients: Any, specs: Any) -> Any:
         """Turn gradients of (local loss / model) into those of the global mean loss.
@@ -59,18 +69,17 @@ class Collectives:
 
         def over_model(gradient: jax.Array, spec: P) -> jax.Array:
             named = {a for part in spec for a in ((part,) if isinstance(part, str) else part or ())}
-            axes = [a for a in MODEL_AXES if a not in named and getattr(self, a) > 1]
-            return lax.psum(gradient, tuple(axes)) if axes else gradient
+            return self._sum(gradient, [a for a in MODEL_AXES if a not in named])
 
         return self.mean_over_data(jax.tree.map(over_model, gradients, specs))
 
     def mean_over_data(self, tree: Any) -> Any:
         """Average every leaf over the copies of the network."""
-        return lax.pmean(tree, 'data') if self.data > 1 else tree
+        return lax.pmean(tree, **self._over(('data',))) if self.data > 1 else tree
 
     def sum_over_data(self, tree: Any) -> Any:
         """Add every leaf over the copies of the network."""
-        return lax.psum(tree, 'data') if self.data > 1 else tree
+        return self._sum(tree, ('data',))
 
     def data_index(self) -> jax.Array:
         """Index of this device's copy, int32 scalar."""
@@ -85,8 +94,31 @@ class Collectives:
         return self._index('tower') * self.shard + self._index('shard')
 
     def _index(self, axis: str) -> jax.Array:
-        return lax.axis_index(axis) if getattr(self, axis) > 1 else jnp.int32(0)
+        if getattr(self, axis) == 1:
+            return jnp.int32(0)
+        if not self.flat:
+            return lax.axis_index(axis)
+        stride = math.prod(getattr(self, a) for a in AXES[AXES.index(axis) + 1 :])
+        return lax.axis_index(FLAT_AXIS) // stride % getattr(self, axis)
 
-    def _gather(self, x: jax.Array, axes: tuple[str, ...], axis: int) -> jax.Array:
-        axes = tuple(a for a in axes if getattr(self, a) > 1)
-        return lax.all_gather(x, axes, axis=axis % x.ndim, tiled=True) if axes else x
+    def _sum(self, tree: Any, axes: Sequence[str]) -> Any:
+        axes = self._real(axes)
+        return lax.psum(tree, **self._over(axes)) if axes else tree
+
+    def _gather(self, x: jax.Array, axes: Sequence[str], axis: int) -> jax.Array:
+        axes = self._real(axes)
+        return lax.all_gather(x, axis=axis % x.ndim, tiled=True, **self._over(axes)) if axes else x
+
+    def _real(self, axes: Sequence[str]) -> tuple[str, ...]:
+        """Return those of the axes that have more than one device."""
+        return tuple(a for a in axes if getattr(self, a) > 1)
+
+    def _over(self, axes: tuple[str, ...]) -> dict[str, Any]:
+        """Say in the words of `jax.lax` that a collective runs over these axes, in mesh order."""
+        if not self.flat:
+            return {'axis_name': axes}
+        sizes = [getattr(self, a) for a in AXES]
+        ids = np.arange(math.prod(sizes)).reshape(sizes)
+        last = np.moveaxis(ids, [AXES.index(a) for a in axes], range(-len(axes), 0))
+        groups = last.reshape(-1, math.prod(getattr(self, a) for a in axes))
+        return {'axis_name': FLAT_AXIS, 'axis_index_groups': groups.tolist()}

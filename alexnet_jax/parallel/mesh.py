@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.config import UserError
-from alexnet_jax.parallel.collectives import AXES, Collectives
+from alexnet_jax.parallel.collectives import AXES, FLAT_AXIS, Collectives
 
 # Each image goes to one device only; `gather_images` brings a tower's partners together.
 IMAGES = P(('data', 'shard', 'tower'))
@@ -40,6 +40,7 @@ def make_mesh(
     *,
     data: int,
     model: int,
+    backend: str,
     cpu_devices: int,
     initialization_timeout_s: int,
     heartbeat_timeout_s: int,
@@ -51,6 +52,7 @@ def make_mesh(
     `model` devices hold one copy, `data` copies (-1: as many as the devices allow).
     Raises UserError when the devices do not suffice.
     """
+    del backend  # the matter of `collectives` and `per_device`
     # Acted on before JAX started, in `select_platform` and `processes.connect`.
     del cpu_devices, initialization_timeout_s, heartbeat_timeout_s, shutdown_timeout_s
     devices = jax.devices()
@@ -83,9 +85,9 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation_steps: int, field: str
         )
 
 
-def collectives(mesh: Mesh) -> Collectives:
-    """Return the collectives of a per-device step on this mesh."""
-    return Collectives(**mesh.shape)
+def collectives(mesh: Mesh, backend: str = 'shard_map') -> Collectives:
+    """Return the collectives of a per-device step on this mesh, run by 'shard_map' or 'pmap'."""
+    return Collectives(**mesh.shape, flat=backend == 'pmap')
 
 
 def shardings(mesh: Mesh, specs: Any) -> Any:
@@ -101,11 +103,56 @@ def per_device(
     in_specs: Any,
     out_specs: Any,
     donate: tuple[int, ...] = (),
-) -> Callable[..., Any]:
+    backend: str = 'shard_map',
+) -> Any:
     """Return `step`, written for one device, as one jitted function of global arrays.
 
-    `check_vma=False`: the gradient rule of `Collectives.sum_gradients` is written for it, and it is
-    what `jax.pmap` uses, so both give the same numbers.
+    `backend` is that of the step's `collectives`. `check_vma=False`: the gradient rule of
+    `Collectives.sum_gradients` is written for it, and it is what `jax.pmap` uses, so both backends
+    give the same numbers.
     """
+    if backend == 'pmap':
+        return _Pmapped(step, mesh, in_specs, out_specs, donate)
     mapped = jax.shard_map(step, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     return jax.jit(mapped, donate_argnums=donate)
+
+
+class _Pmapped:
+    """A per-device step under `jax.pmap`, called with the global arrays of `jax.shard_map`.
+
+    What `pmap` maps has a leading axis of devices. Two small programs on either side of it put that
+    axis on every device's part and take it off again; where the arrays are donated they copy
+    nothing.
+    """
+
+    def __init__(
+        self,
+        step: Callable[..., Any],
+        mesh: Mesh,
+        in_specs: Any,
+        out_specs: Any,
+        donate: tuple[int, ...],
+    ) -> None:
+        self._stacked = NamedSharding(mesh, P(AXES))
+        self._stack = per_device(
+            lambda *args: jax.tree.map(lambda x: x[None], args), mesh, in_specs, P(AXES), donate
+        )
+        self._step = jax.pmap(
+            step, FLAT_AXIS, devices=tuple(mesh.devices.flat), donate_argnums=donate
+        )
+        self._unstack = per_device(
+            lambda out: jax.tree.map(lambda x: x[0], out), mesh, (P(AXES),), out_specs, (0,)
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        return self._unstack(jax.tree.map(self._of_all, self._step(*self._stack(*args))))
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """Lower the step alone; abstract arguments will do."""
+        return self._step.lower(*jax.eval_shape(self._stack, *args))
+
+    def _of_all(self, x: jax.Array) -> jax.Array:
+        """Return what `pmap` gave to the devices of this process as one array of all devices."""
+        shape = (self._stacked.mesh.size, *x.shape[1:])
+        parts = [part.data for part in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(shape, self._stacked, parts)

@@ -105,6 +105,7 @@ class Experiment:
             in_specs=(self.specs, BATCH_SPECS, mesh_lib.REPLICATED),
             out_specs=(self.specs, mesh_lib.REPLICATED),
             donate=(0,),
+            backend=self.config.parallel.backend,
         )
 
     @functools.cache  # noqa: B019 - one experiment lives as long as its process
@@ -116,6 +117,7 @@ class Experiment:
             self.mesh,
             in_specs=(self.specs.params, BATCH_SPECS, mesh_lib.REPLICATED),
             out_specs=mesh_lib.REPLICATED,
+            backend=self.config.parallel.backend,
         )
 
 
@@ -148,7 +150,10 @@ def build(config: ml_collections.ConfigDict, *, with_data: bool = True) -> Exper
         image_shape=image_shape,
         dataset=dataset,
         host_statistics=statistics,
-        model=AlexNet(**config.model.to_dict(), collectives=mesh_lib.collectives(mesh)),
+        model=AlexNet(
+            **config.model.to_dict(),
+            collectives=mesh_lib.collectives(mesh, config.parallel.backend),
+        ),
         optimizer=make_optimizer(**config.optim, first_step=plan.first_step),
         augment=Augment(**config.augment),
     )

@@ -1,270 +1,96 @@
-"""The same loss, gradients and steps on every mesh; collectives only where the paper says."""
+"""The same loss, gradients and steps on every mesh and by both backends as on one device."""
 
-import collections
-import dataclasses
 import functools
-import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
-from alexnet_jax import paper
-from alexnet_jax.config import UserError, make_plan
-from alexnet_jax.data.augment import Augment
-from alexnet_jax.data.pipeline import Batch
-from alexnet_jax.data.stats import Statistics
-from alexnet_jax.network.model import AlexNet
+from alexnet_jax.config import UserError
 from alexnet_jax.parallel import mesh as mesh_lib
-from alexnet_jax.training import step as step_lib
-from alexnet_jax.training.experiment import BATCH_SPECS
-from alexnet_jax.training.optim import make_optimizer
-from configs import tiny
 from tests import reference
+from tests.parallel.tiny_run import Run, assert_close, train
 
-BATCH, CROP = 16, (7, 7, 1)
-
-
-def _host_batch() -> Batch:
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (BATCH, 8, 8, 1), dtype=np.uint8)
-    labels = random.integers(0, 10, BATCH).astype(np.int32)
-    return Batch(images, labels, np.ones(BATCH, bool))
+STEPS = 10
 
 
-def _statistics(dtype: str) -> Statistics:
-    mean = np.random.default_rng(1).uniform(50, 200, (8, 8, 1)).astype(dtype)
-    return Statistics(mean, np.ones((1, 1), dtype), np.full(1, 40, dtype))
-
-
-@dataclasses.dataclass
-class Setup:
-    """A tiny network on one mesh, the same numbers whatever the mesh."""
-
-    towers: int
-    data: int
-    model: int
-    dtype: str = 'float64'
-    conv6: int = 0
-    accumulation_steps: int = 1
-
-    def __post_init__(self) -> None:
-        config = tiny.get_config()
-        config.model.update(towers=self.towers, dtype=self.dtype)
-        config.model.conv6.update(features=self.conv6, init_std=0.05)
-        self.mesh = mesh_lib.make_mesh(
-            **reference.parallel(data=self.data, model=self.model), towers=self.towers
-        )
-        self.network = AlexNet(
-            **config.model.to_dict(), collectives=mesh_lib.collectives(self.mesh)
-        )
-        plan = make_plan(**config.training, num_examples=1437)
-        self.optimizer = make_optimizer(**config.optim, first_step=plan.first_step)
-        self.augment = Augment(**config.augment)
-        self.specs = step_lib.state_specs(self.network, self.optimizer, CROP)
-        state = _initial_state(self.network, self.optimizer, self.dtype)
-        self.state = jax.device_put(state, mesh_lib.shardings(self.mesh, self.specs))
-        self.batch = jax.device_put(_host_batch(), mesh_lib.shardings(self.mesh, BATCH_SPECS))
-        self.statistics = _statistics(self.dtype)
-
-    def train_step(self) -> Any:
-        step = functools.partial(
-            step_lib.train_step,
-            model=self.network,
-            optimizer=self.optimizer,
-            augment=self.augment,
-            param_specs=self.specs.params,
-            seed=3,
-            accumulation_steps=self.accumulation_steps,
-        )
-        return mesh_lib.per_device(
-            step,
-            self.mesh,
-            (self.specs, BATCH_SPECS, P()),
-            (self.specs, P()),
-        )
-
-    def gradients(self) -> tuple[float, Any]:
-        """Loss and gradients, reduced, of one batch with dropout on and no other part of a step."""
-        comm = self.network.collectives
-
-        def body(params, batch):
-            images = comm.gather_images(batch.images)[:, :7, :7].astype(self.dtype) - 100.0
-            rows = step_lib.copy_rows(self.network, batch.labels.shape[0])
-            (loss, _), gradients = step_lib.loss_and_gradients(
-                params, images, batch.labels, rows, jax.random.key(5), model=self.network
-            )
-            reduced = comm.sum_gradients(gradients, self.specs.params)
-            return comm.mean_over_data(loss), reduced
-
-        run = mesh_lib.per_device(
-            body, self.mesh, (self.specs.params, BATCH_SPECS), (P(), self.specs.params)
-        )
-        loss, gradients = run(self.state.params, self.batch)
-        return loss.item(), jax.device_get(gradients)
+@pytest.fixture(autouse=True)
+def quick_compile():
+    """Half the time to compile; the arithmetic is that of the program as it is written."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
 
 
 @functools.cache
-def _weights(towers: int, conv6: int) -> Any:
-    """Weights by NumPy, larger than the initial ones, so that every path carries signal."""
-    config = tiny.get_config()
-    config.model.towers = towers
-    config.model.conv6.update(features=conv6)
-    shapes = jax.eval_shape(
-        lambda: step_lib.init_parameters(AlexNet(**config.model.to_dict()), CROP, jax.random.key(0))
+def _one_device(towers: int, num_classes: int, dtype: str, conv6: int) -> tuple[Any, Any]:
+    run = Run(towers, 1, 1, dtype, conv6=conv6, num_classes=num_classes)
+    return run.gradients(), train(run, STEPS)
+
+
+def _assert_as_on_one_device(run: Run, tolerance: float) -> None:
+    """Loss and all gradients with dropout; then whole steps.
+
+    Those have crops, mirrors, colour, dropout, LRN, decay and momentum.
+    """
+    (loss, gradients), (losses, state) = _one_device(
+        run.towers, run.num_classes, run.dtype, run.conv6
     )
-    random = np.random.default_rng(2)
-    return jax.tree.map(lambda leaf: random.normal(0.02, 0.2, leaf.shape), shapes)
+    got_loss, got = run.gradients()
+    assert got_loss == pytest.approx(loss, rel=tolerance)
+    assert_close(got, gradients, tolerance)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+    got_losses, got = train(run, STEPS)
+    np.testing.assert_allclose(got_losses, losses, rtol=tolerance)
+    assert_close(got, state, tolerance)
+    assert len(set(losses)) == STEPS
 
 
-def _initial_state(network: AlexNet, optimizer: Any, dtype: str) -> step_lib.TrainState:
-    params = jax.tree.map(
-        lambda w: jnp.asarray(w, dtype), _weights(network.towers, network.conv6['features'])
+TWO_TOWERS = [(2, *mesh) for mesh in [(2, 1), (1, 2), (2, 2), (4, 2), (1, 4), (2, 4), (1, 8)]]
+ONE_TOWER = [(1, *mesh) for mesh in [(2, 1), (1, 2), (1, 4)]]
+# What every run of the tests does; the others are left to `-m slow`.
+SOON = [
+    (2, 2, 2, 'pmap', 10),
+    (2, 1, 4, 'shard_map', 10),
+    (2, 2, 4, 'pmap', 1000),
+    (1, 1, 2, 'shard_map', 1000),
+]
+MATRIX = [
+    pytest.param(*case, marks=() if case in SOON else pytest.mark.slow)
+    for case in (
+        (*mesh, backend, num_classes)
+        for mesh in TWO_TOWERS + ONE_TOWER
+        for backend in ('shard_map', 'pmap')
+        for num_classes in (10, 1000)
     )
-    return step_lib.TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.rule.init(params),
-        plateau=optimizer.init_plateau(),
-    )
+]
 
 
-def _assert_close(got: Any, want: Any, tolerance: float) -> None:
-    """Relative error of each leaf: max|a - b| / max|b|."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(want)
-    for (path, b), a in zip(flat, jax.tree.leaves(got), strict=True):
-        error = np.abs(a - b).max() / np.abs(b).max()
-        assert error <= tolerance, f'{jax.tree_util.keystr(path)}: relative error {error:.1e}'
-
-
-@functools.cache
-def _single_device(towers: int, conv6: int, dtype: str) -> tuple[float, Any]:
-    return Setup(towers, 1, 1, dtype, conv6).gradients()
+@pytest.mark.parametrize(('towers', 'data', 'model', 'backend', 'num_classes'), MATRIX)
+def test_as_on_one_device(x64, towers, data, model, backend, num_classes):
+    run = Run(towers, data, model, backend=backend, num_classes=num_classes)
+    _assert_as_on_one_device(run, 1e-9)
 
 
 @pytest.mark.parametrize(
-    ('towers', 'data', 'model', 'conv6'),
-    [(2, 2, 1, 0), (2, 1, 2, 0), (2, 2, 2, 0), (2, 1, 4, 8), (1, 2, 1, 0), (1, 1, 2, 0)],
+    ('towers', 'data', 'model', 'backend'),
+    [
+        pytest.param(2, 2, 2, 'shard_map'),
+        pytest.param(2, 1, 4, 'pmap', marks=pytest.mark.slow),
+        pytest.param(1, 2, 1, 'shard_map', marks=pytest.mark.slow),
+    ],
 )
-def test_loss_and_gradients_equal_one_device(x64, towers, data, model, conv6):
-    loss, gradients = _single_device(towers, conv6, 'float64')
-    got_loss, got = Setup(towers, data, model, conv6=conv6).gradients()
-    assert got_loss == pytest.approx(loss, rel=1e-9)
-    _assert_close(got, gradients, 1e-9)
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+def test_as_on_one_device_in_float32(towers, data, model, backend):
+    _assert_as_on_one_device(Run(towers, data, model, 'float32', backend=backend), 1e-5)
 
 
-def test_loss_and_gradients_in_float32():
-    loss, gradients = _single_device(2, 0, 'float32')
-    got_loss, got = Setup(2, 2, 2, 'float32').gradients()
-    assert got_loss == pytest.approx(loss, rel=1e-5)
-    _assert_close(got, gradients, 1e-5)
-
-
-def _three_steps(setup: Setup) -> tuple[list[float], Any]:
-    step, state, losses = setup.train_step(), setup.state, []
-    for _ in range(3):
-        state, metrics = step(state, setup.batch, setup.statistics)
-        losses.append(metrics['train/loss'].item())
-    return losses, jax.device_get((state.params, state.opt_state))
-
-
-def test_training_steps_with_augmentation_and_accumulation_equal_one_device(x64):
-    """Crop, colour, dropout, LRN, decay and momentum; parts of the batch change nothing."""
-    losses, state = _three_steps(Setup(2, 1, 1))
-    assert len(set(losses)) == 3
-    for setup in (Setup(2, 2, 2), Setup(2, 1, 4, accumulation_steps=2)):
-        got_losses, got = _three_steps(setup)
-        np.testing.assert_allclose(got_losses, losses, rtol=1e-9)
-        _assert_close(got, state, 1e-9)
-
-
-def _equations(jaxpr: Any) -> Any:
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            for inner in value if isinstance(value, list | tuple) else [value]:
-                inner = getattr(inner, 'jaxpr', inner)
-                if hasattr(inner, 'eqns'):
-                    yield from _equations(inner)
-
-
-def _collectives(setup: Setup) -> collections.Counter:
-    """Count (layer, primitive, axes, backward or forward) in the traced training step."""
-    traced = jax.make_jaxpr(setup.train_step())(setup.state, setup.batch, setup.statistics)
-    counts: collections.Counter = collections.Counter()
-    for equation in _equations(traced.jaxpr):
-        axes = equation.params.get('axes') or equation.params.get('axis_name')
-        if equation.primitive.name in ('axis_index', 'pvary') or not axes or axes == ():
-            continue
-        axes = axes if isinstance(axes, tuple) else (axes,)
-        axes = tuple(axis for axis in axes if isinstance(axis, str))
-        if not axes:
-            continue
-        stack = str(equation.source_info.name_stack)
-        layer = re.search(r'(conv|fc)\d', stack)
-        direction = 'backward' if 'transpose' in stack else 'forward'
-        name = layer.group() if layer else '-'
-        counts[name, equation.primitive.name, axes, direction] += len(equation.invars)
-    return counts
-
-
-def test_towers_meet_only_where_the_paper_says():
-    counts = _collectives(Setup(2, 2, 2, 'float32'))
-    activations = {
-        key: count for key, count in counts.items() if key[0] != '-' and 'tower' in key[2]
-    }
-    assert {key[0] for key in activations} == set(paper.EXCHANGES)
-    assert activations == {
-        ('conv3', 'all_gather', ('tower',), 'forward'): 1,
-        ('fc6', 'all_gather', ('tower',), 'forward'): 1,
-        ('fc7', 'all_gather', ('tower',), 'forward'): 1,
-        ('fc8', 'psum', ('tower', 'shard'), 'forward'): 1,
-        ('conv3', 'reduce_scatter', ('tower',), 'backward'): 1,
-        ('fc6', 'reduce_scatter', ('tower',), 'backward'): 1,
-        ('fc7', 'reduce_scatter', ('tower',), 'backward'): 1,
-        ('fc8', 'psum', ('tower', 'shard'), 'backward'): 1,
-    }
-    others = {key: count for key, count in counts.items() if key not in activations}
-    leaves = 16  # kernels and biases of 8 layers
-    assert others == {
-        ('-', 'all_gather', ('tower',), 'forward'): 1,  # the uint8 images
-        (
-            '-',
-            'psum',
-            ('tower',),
-            'forward',
-        ): 1,  # the gradient of fc8's bias, which all devices have
-        ('-', 'psum', ('data',), 'forward'): leaves + 2,  # gradients, loss and error
-    }
-
-
-def test_one_tower_or_one_device_does_not_communicate():
-    assert not _collectives(Setup(2, 1, 1, 'float32'))
-    assert {key[2] for key in _collectives(Setup(2, 2, 1, 'float32'))} == {('data',)}
-
-
-def test_compiled_step_has_no_other_collective():
-    """XLA adds none of its own: what a grouped convolution under automatic partitioning does."""
-    setup = Setup(2, 1, 2, 'float32')
-    text = setup.train_step().lower(setup.state, setup.batch, setup.statistics).compile().as_text()
-    kinds = re.findall(
-        r' = (?:\S+|\(.*?\)) (all-gather|reduce-scatter|all-reduce|all-to-all|collective-permute)'
-        r'\(',
-        text,
-    )
-    counts = collections.Counter(kinds)
-    assert counts['all-gather'] == 4  # images, conv3, fc6, fc7
-    assert counts['all-to-all'] == counts['collective-permute'] == 0
-    # fc8 forward and backward, the gradient of its bias, and on the CPU each reduce-scatter may be
-    # written as an all-reduce of the same operand.
-    assert counts['reduce-scatter'] + counts['all-reduce'] <= 6
-    for line in text.splitlines():
-        if re.search(r'(all-gather|reduce-scatter|all-reduce)\(', line):
-            assert not re.search(r'/conv[1245]/', line), line
+@pytest.mark.slow
+@pytest.mark.parametrize('backend', ['shard_map', 'pmap'])
+def test_with_conv6_and_parts_of_the_batch(x64, backend):
+    """CNN* (Paper 6); gradients averaged over two halves of the batch, one after the other."""
+    run = Run(2, 1, 4, conv6=8, accumulation_steps=2, backend=backend)
+    _assert_as_on_one_device(run, 1e-9)
 
 
 @pytest.mark.parametrize(

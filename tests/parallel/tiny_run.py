@@ -1,0 +1,154 @@
+"""A tiny network on any mesh, the same numbers on all of them: what the tests of meshes run."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax.config import make_plan
+from alexnet_jax.data.augment import Augment
+from alexnet_jax.data.pipeline import Batch
+from alexnet_jax.data.stats import Statistics
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.parallel import mesh as mesh_lib
+from alexnet_jax.training import step as step_lib
+from alexnet_jax.training.experiment import BATCH_SPECS
+from alexnet_jax.training.optim import make_optimizer
+from configs import tiny
+from tests import reference
+
+BATCH, CROP = 16, (7, 7, 1)
+
+
+def host_batch() -> Batch:
+    """Return random images and labels; some of 10 classes, whatever the network has."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (BATCH, 8, 8, 1), dtype=np.uint8)
+    labels = random.integers(0, 10, BATCH).astype(np.int32)
+    return Batch(images, labels, np.ones(BATCH, bool))
+
+
+def _statistics(dtype: str) -> Statistics:
+    mean = np.random.default_rng(1).uniform(50, 200, (8, 8, 1)).astype(dtype)
+    return Statistics(mean, np.ones((1, 1), dtype), np.full(1, 40, dtype))
+
+
+@dataclasses.dataclass
+class Run:
+    """The parts of a run on one mesh."""
+
+    towers: int
+    data: int
+    model: int
+    dtype: str = 'float64'
+    conv6: int = 0
+    accumulation_steps: int = 1
+    backend: str = 'shard_map'
+    num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        config = tiny.get_config()
+        config.model.update(towers=self.towers, dtype=self.dtype, num_classes=self.num_classes)
+        config.model.conv6.update(features=self.conv6, init_std=0.05)
+        self.mesh = mesh_lib.make_mesh(
+            **reference.parallel(data=self.data, model=self.model), towers=self.towers
+        )
+        self.network = AlexNet(
+            **config.model.to_dict(), collectives=mesh_lib.collectives(self.mesh, self.backend)
+        )
+        plan = make_plan(**config.training, num_examples=1437)
+        self.optimizer = make_optimizer(**config.optim, first_step=plan.first_step)
+        config.augment.mirror = True
+        self.augment = Augment(**config.augment)
+        self.specs = step_lib.state_specs(self.network, self.optimizer, CROP)
+        state = _initial_state(self.network, self.optimizer, self.dtype)
+        self.state = jax.device_put(state, mesh_lib.shardings(self.mesh, self.specs))
+        self.batch = jax.device_put(host_batch(), mesh_lib.shardings(self.mesh, BATCH_SPECS))
+        self.statistics = _statistics(self.dtype)
+
+    def train_step(self) -> Any:
+        """Return the step of `training/step.py` on this mesh."""
+        step = functools.partial(
+            step_lib.train_step,
+            model=self.network,
+            optimizer=self.optimizer,
+            augment=self.augment,
+            param_specs=self.specs.params,
+            seed=3,
+            accumulation_steps=self.accumulation_steps,
+        )
+        return mesh_lib.per_device(
+            step,
+            self.mesh,
+            (self.specs, BATCH_SPECS, P()),
+            (self.specs, P()),
+            backend=self.backend,
+        )
+
+    def gradients(self) -> tuple[float, Any]:
+        """Loss and gradients, reduced, of one batch with dropout on and no other part of a step."""
+        comm = self.network.collectives
+
+        def body(params, batch):
+            images = comm.gather_images(batch.images)[:, :7, :7].astype(self.dtype) - 100.0
+            rows = step_lib.copy_rows(self.network, batch.labels.shape[0])
+            (loss, _), gradients = step_lib.loss_and_gradients(
+                params, images, batch.labels, rows, jax.random.key(5), model=self.network
+            )
+            reduced = comm.sum_gradients(gradients, self.specs.params)
+            return comm.mean_over_data(loss), reduced
+
+        run = mesh_lib.per_device(
+            body,
+            self.mesh,
+            (self.specs.params, BATCH_SPECS),
+            (P(), self.specs.params),
+            backend=self.backend,
+        )
+        loss, gradients = run(self.state.params, self.batch)
+        return loss.item(), jax.device_get(gradients)
+
+
+@functools.cache
+def _weights(towers: int, conv6: int, num_classes: int) -> Any:
+    """Weights by NumPy, larger than the initial ones, so that every path carries signal."""
+    config = tiny.get_config()
+    config.model.update(towers=towers, num_classes=num_classes)
+    config.model.conv6.update(features=conv6)
+    shapes = jax.eval_shape(
+        lambda: step_lib.init_parameters(AlexNet(**config.model.to_dict()), CROP, jax.random.key(0))
+    )
+    random = np.random.default_rng(2)
+    return jax.tree.map(lambda leaf: random.normal(0.02, 0.2, leaf.shape), shapes)
+
+
+def _initial_state(network: AlexNet, optimizer: Any, dtype: str) -> step_lib.TrainState:
+    weights = _weights(network.towers, network.conv6['features'], network.num_classes)
+    params = jax.tree.map(lambda w: jnp.asarray(w, dtype), weights)
+    return step_lib.TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.rule.init(params),
+        plateau=optimizer.init_plateau(),
+    )
+
+
+def train(run: Run, steps: int) -> tuple[list[float], Any]:
+    """Return the losses and, on the host, the weights and velocities after some steps."""
+    step, state, losses = run.train_step(), run.state, []
+    for _ in range(steps):
+        state, metrics = step(state, run.batch, run.statistics)
+        losses.append(metrics['train/loss'].item())
+    return losses, jax.device_get((state.params, state.opt_state))
+
+
+def assert_close(got: Any, want: Any, tolerance: float) -> None:
+    """Relative error of each leaf: max|a - b| / max|b|."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(want)
+    for (path, b), a in zip(flat, jax.tree.leaves(got), strict=True):
+        error = np.abs(a - b).max() / np.abs(b).max()
+        assert error <= tolerance, f'{jax.tree_util.keystr(path)}: relative error {error:.1e}'
