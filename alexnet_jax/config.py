@@ -93,6 +93,8 @@ FIELDS: dict[str, Rule] = {
     'model.lrn.beta': _number(0.0),
     'model.dropout': _number(0.0, 1.0),
     'model.dtype': _one_of('float32', 'bfloat16', 'float64'),
+    'model.precision': _one_of('highest', 'high', 'default'),
+    'model.forms': _one_of('auto', 'plain', 'fast'),
     'parallel.data': Rule(
         lambda v: v == -1 or (_is_integer(v) and v > 0), '-1 (all) or 1 and more'
     ),
@@ -158,6 +160,7 @@ _MEANING = (
     'augment.',
     'training.batch_size',
 )
+_NOT_MEANING = ('model.precision', 'model.forms')  # how it is computed, as on another platform
 
 
 def flatten(
@@ -299,7 +302,8 @@ def changes_on_resume(saved: Mapping[str, Any], config: Mapping[str, Any]) -> di
     """
     changed = differences(saved, config)
     for name, (before, after) in changed.items():
-        if name.startswith(_MEANING) and before is not None and after is not None:
+        free = name in _NOT_MEANING or before is None or after is None
+        if name.startswith(_MEANING) and not free:
             raise UserError(
                 f'config.{name} is {after!r}, but the run in this workdir has {before!r}; '
                 f'set it back or choose another --workdir'

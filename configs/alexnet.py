@@ -67,6 +67,12 @@ def get_config() -> ml_collections.ConfigDict:
         'lrn': {'k': 2.0, 'n': 5, 'alpha': 1e-4, 'beta': 0.75},  # Paper 3.3
         'dropout': 0.5,  # in fc6 and fc7, Paper 4.2; outputs times 0.5 at test time
         'dtype': 'float32',  # of the arithmetic, or 'bfloat16' with float32 weights, or 'float64'
+        # Of float32 products: 'highest' is float32 everywhere; by 'default' GPUs take TF32 and TPUs
+        # bfloat16, which is faster and rounds to 10 and 7 bits; 'high' lies between, on TPUs.
+        'precision': 'highest',
+        # Of the layers: 'plain' as XLA has them, 'fast' the same functions as the CPU likes them;
+        # 'auto': fast on the CPU.
+        'forms': 'auto',
     }
     config.parallel = {
         'data': -1,  # copies of the network; -1: as many as the devices allow

@@ -16,10 +16,12 @@ QUICK_COMPILE = {'xla_backend_optimization_level': 0}
 SMALL_IMAGE = (96, 128, 3)  # not square: a transposed axis cannot hide; 2 x 3 maps reach fc6
 
 
-def small_model_config(*, towers: int = 2, conv6: int = 0, dtype: str = 'float64') -> dict:
+def small_model_config(
+    *, towers: int = 2, conv6: int = 0, dtype: str = 'float64', forms: str = 'auto'
+) -> dict:
     """Return the `model` section of the paper's network with few units, all else unchanged."""
     model = alexnet.get_config().model
-    model.update(num_classes=7, towers=towers, dtype=dtype)
+    model.update(num_classes=7, towers=towers, dtype=dtype, forms=forms)
     widths = {'conv1': 16, 'conv2': 12, 'conv3': 20, 'conv4': 16, 'conv5': 12, 'conv6': conv6}
     for name, features in {**widths, 'fc6': 24, 'fc7': 20}.items():
         model[name].features = features

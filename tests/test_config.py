@@ -206,12 +206,20 @@ def test_resume_refuses_what_changes_the_meaning(fields):
 
 def test_resume_accepts_and_names_mesh_schedule_and_length():
     saved = digits.get_config().to_dict()
-    new = _changed(parallel__model=1, optim__learning_rate=0.5, training__total_epochs=99.0)
+    new = _changed(
+        parallel__model=1,
+        optim__learning_rate=0.5,
+        training__total_epochs=99.0,
+        model__forms='plain',
+        model__precision='default',
+    )
     changes = config_lib.changes_on_resume(saved, new.to_dict())
     assert set(changes) == {
         'parallel.model',
         'optim.learning_rate',
         'training.total_epochs',
+        'model.forms',
+        'model.precision',
     }
     assert changes['parallel.model'] == '2 -> 1'
     assert not config_lib.changes_on_resume(saved, digits.get_config().to_dict())

@@ -20,7 +20,7 @@ PACKAGE = 'alexnet_jax'
 FLOORS = (
     {'config', 'paper', 'metrics'},
     {'parallel.mesh', 'parallel.collectives', 'parallel.processes'},
-    {'network.model', 'network.layers', 'data.augment'},
+    {'network.model', 'network.layers', 'network.pooling', 'data.augment'},
     {'training.step', 'training.optim'}
     | {'data.pipeline', 'data.digits', 'data.sources', 'data.records', 'data.stats'}
     | {'data.images', 'data.archives', 'data.photographs', 'data.imagenet', 'data.folder'}
@@ -33,7 +33,7 @@ FLOORS = (
 )
 ARROWS = {
     'parallel.mesh': {'parallel.collectives'},
-    'network.model': {'network.layers'},
+    'network.model': {'network.layers', 'network.pooling'},
     'training.step': {'training.optim'},
     'data.pipeline': {'data.digits', 'data.sources', 'data.stats'},
     'data.digits': {'data.records'},

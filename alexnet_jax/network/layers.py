@@ -5,7 +5,9 @@ device, so a grouped layer is a plain convolution per tower. `feature_group_coun
 function 2 to 12 times slower on the CPU; under automatic partitioning it gathers the whole batch.
 """
 
+import functools
 import typing
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,8 @@ class TowerConvolution(nn.Module):
     towers_here: int
     dtype: jnp.dtype
     param_dtype: jnp.dtype
+    precision: str
+    fast: bool
 
     @nn.compact
     def __call__(self, inputs: Towers) -> Towers:
@@ -48,7 +52,15 @@ class TowerConvolution(nn.Module):
         kernels = jnp.split(kernel.astype(self.dtype), self.towers_here, axis=-1)
         biases = jnp.split(bias.astype(self.dtype), self.towers_here)
         return tuple(
-            convolve(x, k, stride=self.stride, padding=self.padding) + b[None, None, None]
+            convolve(
+                x,
+                k,
+                stride=self.stride,
+                padding=self.padding,
+                precision=self.precision,
+                fast=self.fast,
+            )
+            + b[None, None, None]
             for x, k, b in zip(inputs, kernels, biases, strict=True)
         )
 
@@ -64,6 +76,7 @@ class Dense(nn.Module):
     init_bias: float
     dtype: jnp.dtype
     param_dtype: jnp.dtype
+    precision: str
     kernel_axes: tuple = (None, MODEL_AXES)
     bias_axes: tuple = (MODEL_AXES,)
 
@@ -72,7 +85,8 @@ class Dense(nn.Module):
         """Return `x W` [batch, features] and the bias [features], which the caller adds."""
         kernel = _parameter(self, 'kernel', (x.shape[-1], self.features), self.kernel_axes)
         bias = _parameter(self, 'bias', (self.features,), self.bias_axes)
-        return x @ kernel.astype(self.dtype), bias.astype(self.dtype)
+        product = jnp.matmul(x, kernel.astype(self.dtype), precision=self.precision)
+        return product, bias.astype(self.dtype)
 
 
 def _parameter(
@@ -89,19 +103,93 @@ def _parameter(
 
 
 def convolve(
-    x: jax.Array, kernel: jax.Array, *, stride: int, padding: tuple[int, int]
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int,
+    padding: tuple[int, int],
+    precision: str,
+    fast: bool,
 ) -> jax.Array:
-    """Return the cross-correlation of x [batch, H, W, C] with kernel [h, w, C, features]."""
+    """Return the cross-correlation of x [batch, H, W, C] with kernel [h, w, C, features].
+
+    `fast` takes another form of the kernel's gradient where the stride is above 1, as in conv1.
+    """
+    function = _strided if fast and stride > 1 else _convolve
+    return function(x, kernel, stride, padding, precision)
+
+
+def _convolve(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: tuple[int, int], precision: str
+) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
         padding=(padding, padding),
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        precision=precision,
     )
 
 
-def local_response_norm(a: jax.Array, *, k: float, n: int, alpha: float, beta: float) -> jax.Array:
+_strided = jax.custom_vjp(_convolve, nondiff_argnums=(2, 3, 4))
+
+
+def _strided_forward(x, kernel, stride, padding, precision):
+    return _convolve(x, kernel, stride, padding, precision), (x, kernel)
+
+
+def _strided_backward(stride, padding, precision, residuals, gradient):
+    x, kernel = residuals
+    _, to_x = jax.vjp(lambda x: _convolve(x, kernel, stride, padding, precision), x)
+    to_kernel = _kernel_gradient(x, gradient, kernel.shape[0], stride, padding, precision)
+    return *to_x(gradient), to_kernel
+
+
+_strided.defvjp(_strided_forward, _strided_backward)
+
+
+def _kernel_gradient(
+    x: jax.Array,
+    gradient: jax.Array,
+    size: int,
+    stride: int,
+    padding: tuple[int, int],
+    precision: str,
+) -> jax.Array:
+    """Return the gradient of the kernel, [size, size, C, features], as plain matrix products.
+
+    In blocks of stride x stride pixels the convolution has stride 1 and a kernel of few blocks:
+    conv1 has 4 x 4 pixels and 3 x 3 blocks. Each block of the kernel is one product. On 2 Zen 4
+    cores, batch 64: 0.24 s for both towers, 0.72 s by XLA's convolution over 55 x 55 positions.
+    """
+    batch, height, width, channels = x.shape
+    _, rows, columns, features = gradient.shape
+    blocks = -(-size // stride)
+    down, across = rows + blocks - 1, columns + blocks - 1
+    before = padding[0]
+    edges = [
+        (before, stride * n - before - length, 0)  # what no kernel reaches is cut off
+        for n, length in ((down, height), (across, width))
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    x = x.reshape(batch, down, stride, across, stride, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, down, across, -1)
+    products = [
+        jnp.einsum(
+            'bhwc,bhwf->cf', x[:, i : i + rows, j : j + columns], gradient, precision=precision
+        )
+        for i in range(blocks)
+        for j in range(blocks)
+    ]
+    kernel = jnp.stack(products).reshape(blocks, blocks, stride, stride, channels, features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5)
+    return kernel.reshape(blocks * stride, blocks * stride, channels, features)[:size, :size]
+
+
+def local_response_norm(
+    a: jax.Array, *, k: float, n: int, alpha: float, beta: float, fast: bool
+) -> jax.Array:
     """Normalise each activity by those of its n neighbouring maps at the same position (Paper 3.3).
 
     b_i = a_i / (k + alpha * sum_{j = max(0, i - n/2)}^{min(N - 1, i + n/2)} a_j^2)^beta
@@ -109,22 +197,51 @@ def local_response_norm(a: jax.Array, *, k: float, n: int, alpha: float, beta: f
     N is the number of maps of one tower: windows end at the tower's edge. [..., N] -> [..., N], of
     the same dtype; the sums are taken in float32 at least.
     """
-    wide = np.promote_types(a.dtype, np.float32)
-    squares = jnp.square(a.astype(wide))
-    squares = jnp.pad(squares, [(0, 0)] * (a.ndim - 1) + [(n // 2, n // 2)])
-    maps = a.shape[-1]
-    energy = sum(lax.slice_in_dim(squares, i, i + maps, axis=-1) for i in range(1, n))
-    energy = energy + lax.slice_in_dim(squares, 0, maps, axis=-1)
-    return (a.astype(wide) * (k + alpha * energy) ** -beta).astype(a.dtype)
+    wide = a.astype(np.promote_types(a.dtype, np.float32))
+    norm: Any = _fast_norm if fast else _norm
+    return norm(wide, k, n, alpha, beta).astype(a.dtype)
 
 
-def max_pool(x: jax.Array, *, window: int, stride: int) -> jax.Array:
-    """Return the maximum of each window x window square, `stride` apart (Paper 3.4).
+def _norm(a: jax.Array, k: float, n: int, alpha: float, beta: float) -> jax.Array:
+    return a * (k + alpha * _neighbours(jnp.square(a), n)) ** -beta
 
-    The squares overlap where window > stride. No padding: an edge that a whole square no longer
-    fits is left out. [batch, H, W, C] -> [batch, (H - window) // stride + 1, ..., C].
+
+def _neighbours(x: jax.Array, n: int) -> jax.Array:
+    """Return the sum over the n neighbouring maps, [..., N] -> [..., N]."""
+    maps = x.shape[-1]
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(n // 2, n // 2)])
+    windows = [lax.slice_in_dim(x, i, i + maps, axis=-1) for i in range(n)]
+    return functools.reduce(jnp.add, windows)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _fast_norm(a: jax.Array, k: float, n: int, alpha: float, beta: float) -> jax.Array:
+    """Do the same without powers where beta is 0.75, and keep nothing but `a` for the gradient.
+
+    With s_i = k + alpha sum_j a_j^2 the gradient of g . b is
+    g_i s_i^-beta - 2 alpha beta a_i sum_j g_j a_j s_j^(-beta - 1).
+    On 2 Zen 4 cores lrn1 of batch 64, forward and backward: 0.11 s, by `_norm` 0.49 s.
     """
-    return nn.max_pool(x, (window, window), (stride, stride), padding='VALID')
+    return a * _negative_power(k + alpha * _neighbours(jnp.square(a), n), beta)
+
+
+def _fast_norm_forward(a, k, n, alpha, beta):
+    return _fast_norm(a, k, n, alpha, beta), a
+
+
+def _fast_norm_backward(k, n, alpha, beta, a, gradient):
+    s = k + alpha * _neighbours(jnp.square(a), n)
+    scaled = gradient * _negative_power(s, beta)
+    return (scaled - (2 * alpha * beta) * a * _neighbours(scaled * a / s, n),)
+
+
+_fast_norm.defvjp(_fast_norm_forward, _fast_norm_backward)
+
+
+def _negative_power(s: jax.Array, beta: float) -> jax.Array:
+    """Return s ** -beta; square roots are instructions, powers are not."""
+    root = lax.rsqrt(s)
+    return root * jnp.sqrt(root) if beta == 0.75 else s**-beta
 
 
 def dropout(

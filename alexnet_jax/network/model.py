@@ -21,8 +21,8 @@ from alexnet_jax.network.layers import (
     Towers,
     dropout,
     local_response_norm,
-    max_pool,
 )
+from alexnet_jax.network.pooling import max_pool
 from alexnet_jax.parallel.collectives import Collectives
 
 Activations = dict[str, jax.Array]
@@ -49,6 +49,8 @@ class AlexNet(nn.Module):
     lrn: Mapping[str, Any]
     dropout: float
     dtype: str
+    precision: str
+    forms: str
     collectives: Collectives = Collectives()
 
     @nn.compact
@@ -97,14 +99,16 @@ class AlexNet(nn.Module):
             towers_here=len(towers),
             dtype=jnp.dtype(self.dtype),
             param_dtype=self._param_dtype,
+            precision=self.precision,
+            fast=self._fast,
             name=name,
         )(towers)
         towers = self._each(name, nn.relu, towers, seen)
         if lrn:
-            norm = functools.partial(local_response_norm, **self.lrn)
+            norm = functools.partial(local_response_norm, **self.lrn, fast=self._fast)
             towers = self._each(name.replace('conv', 'lrn'), norm, towers, seen)
         if window:
-            pool = functools.partial(max_pool, window=window, stride=stride)
+            pool = functools.partial(max_pool, window=window, stride=stride, fast=self._fast)
             towers = self._each(name.replace('conv', 'pool'), pool, towers, seen)
         return towers
 
@@ -138,6 +142,7 @@ class AlexNet(nn.Module):
             features=here,
             dtype=jnp.dtype(self.dtype),
             param_dtype=self._param_dtype,
+            precision=self.precision,
             name=name,
         )(x)
         with jax.named_scope(name):
@@ -159,6 +164,7 @@ class AlexNet(nn.Module):
             features=self.num_classes,
             dtype=jnp.dtype(self.dtype),
             param_dtype=self._param_dtype,
+            precision=self.precision,
             kernel_axes=(('tower', 'shard'), None),
             bias_axes=(None,),
             name='fc8',
@@ -174,6 +180,15 @@ class AlexNet(nn.Module):
             towers = tuple(map(function, towers))
         seen[name] = jnp.concatenate(towers, axis=-1)
         return towers
+
+    @property
+    def _fast(self) -> bool:
+        """Which forms of the layers run; the only place that decides it.
+
+        'auto' is by measurement on the CPU, where the fast forms take half of a step's time off.
+        GPUs and TPUs keep the plain forms, which their compilers know, until it was measured there.
+        """
+        return self.forms == 'fast' or (self.forms == 'auto' and jax.default_backend() == 'cpu')
 
     @property
     def _param_dtype(self) -> jnp.dtype:

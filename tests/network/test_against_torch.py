@@ -117,10 +117,12 @@ def draw_masks(key, rows, widths):
 
 @pytest.mark.parametrize('training', [False, True], ids=['test time', 'dropout'])
 @pytest.mark.parametrize(
-    ('towers', 'conv6'), [(2, 0), (1, 0), (2, 8)], ids=['two towers', 'one tower', 'with conv6']
+    ('towers', 'conv6', 'forms'),
+    [(2, 0, 'fast'), (2, 0, 'plain'), (1, 0, 'fast'), (2, 8, 'fast')],
+    ids=['two towers', 'plain forms', 'one tower', 'with conv6'],
 )
-def test_small_network_in_float64(x64, towers, conv6, training):
-    model = AlexNet(**reference.small_model_config(towers=towers, conv6=conv6))
+def test_small_network_in_float64(x64, towers, conv6, forms, training):
+    model = AlexNet(**reference.small_model_config(towers=towers, conv6=conv6, forms=forms))
     params = reference.draw_parameters(model, reference.SMALL_IMAGE, seed=1)
     images = reference.smooth_images(3, reference.SMALL_IMAGE, seed=2)
     labels = np.asarray([0, 6, 3], np.int32)

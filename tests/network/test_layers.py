@@ -7,26 +7,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-from alexnet_jax.network.layers import TowerConvolution, dropout, local_response_norm, max_pool
+from alexnet_jax.network.layers import TowerConvolution, dropout, local_response_norm
 from alexnet_jax.network.model import AlexNet
+from alexnet_jax.network.pooling import max_pool
 from alexnet_jax.training.step import loss_and_gradients
 from tests import reference
 
 PAPER_LRN = {'k': 2.0, 'n': 5, 'alpha': 1e-4, 'beta': 0.75}
 pytestmark = pytest.mark.usefixtures('x64')
+each_form = pytest.mark.parametrize('fast', [False, True], ids=['plain', 'fast'])
 
 
 def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
     return scale * np.random.default_rng(sum(shape)).standard_normal(shape)
 
 
-def lrn(a, **constants):
-    return local_response_norm(jnp.asarray(a), **constants)
+def lrn(a, fast=False, **constants):
+    return local_response_norm(jnp.asarray(a), fast=fast, **constants)
 
 
-def pool(x, **window):
-    return max_pool(jnp.asarray(x), **window)
+def pool(x, fast=False, **window):
+    return max_pool(jnp.asarray(x), fast=fast, **window)
 
 
 # Response normalisation, Paper 3.3. At the scale of 100 the sums weigh as much as k.
@@ -35,35 +38,52 @@ def pool(x, **window):
 @pytest.mark.parametrize(
     'constants', [PAPER_LRN, {'k': 1.0, 'n': 3, 'alpha': 3e-4, 'beta': 0.5}], ids=str
 )
-def test_lrn_is_the_formula(constants):
+@each_form
+def test_lrn_is_the_formula(constants, fast):
     a = normal(2, 2, 3, 11, scale=100.0)
     want = reference.local_response_norm(a, **constants)
-    np.testing.assert_allclose(lrn(a, **constants), want, rtol=1e-12)
+    np.testing.assert_allclose(lrn(a, fast, **constants), want, rtol=1e-12)
 
 
-def test_lrn_with_fewer_maps_than_the_window():
+@each_form
+def test_lrn_with_fewer_maps_than_the_window(fast):
     a = normal(2, 2, 3, scale=100.0)
     want = reference.local_response_norm(a, **PAPER_LRN)
-    np.testing.assert_allclose(lrn(a, **PAPER_LRN), want, rtol=1e-12)
+    np.testing.assert_allclose(lrn(a, fast, **PAPER_LRN), want, rtol=1e-12)
 
 
-def test_lrn_takes_its_sums_in_float32():
+@each_form
+def test_lrn_takes_its_sums_in_float32(fast):
     a = jnp.asarray(normal(3, 3, 11, scale=100.0), jnp.bfloat16)
-    got = lrn(a, **PAPER_LRN)
+    got = lrn(a, fast, **PAPER_LRN)
     want = reference.local_response_norm(np.asarray(a, np.float64), **PAPER_LRN)
     assert got.dtype == jnp.bfloat16
     half_a_unit = 2.0**-8  # of a bfloat16's 8 bits; the rest is float32's
     np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=half_a_unit + 1e-6)
 
 
-def test_lrn_gradient():
+@pytest.mark.parametrize(
+    'constants', [PAPER_LRN, {'k': 1.0, 'n': 3, 'alpha': 3e-4, 'beta': 0.5}], ids=str
+)
+@each_form
+def test_lrn_gradient(constants, fast):
     a, weights = normal(1, 2, 8, scale=100.0), normal(2, 1, 8)
     weights = weights.reshape(a.shape)
-    got = jax.grad(lambda a: jnp.sum(weights * lrn(a, **PAPER_LRN)))(a)
+    got = jax.grad(lambda a: jnp.sum(weights * lrn(a, fast, **constants)))(a)
     want = reference.central_differences(
-        lambda a: np.sum(weights * reference.local_response_norm(a, **PAPER_LRN)), a, step=1e-3
+        lambda a: np.sum(weights * reference.local_response_norm(a, **constants)), a, step=1e-3
     )
     assert reference.relative_error(got, want) < 1e-8
+
+
+@pytest.mark.parametrize('constants', [PAPER_LRN, {**PAPER_LRN, 'n': 3, 'beta': 0.6}], ids=str)
+def test_fast_lrn_gradient_is_that_of_the_plain_form(constants):
+    a, weights = normal(2, 5, 4, 11, scale=100.0), normal(4, 5, 2, 11).reshape(2, 5, 4, 11)
+    plain, fast = (
+        jax.grad(lambda a, fast=fast: jnp.sum(weights * lrn(a, fast, **constants)))(a)
+        for fast in (False, True)
+    )
+    assert reference.relative_error(fast, plain) < 1e-12
 
 
 # Overlapping max-pooling, Paper 3.4.
@@ -71,31 +91,56 @@ def test_lrn_gradient():
 
 @pytest.mark.parametrize(('window', 'stride'), [(3, 2), (3, 1), (2, 2)])
 @pytest.mark.parametrize('shape', [(2, 7, 9, 2), (1, 8, 6, 2)], ids=str)
-def test_max_pool_is_the_maximum_of_whole_squares(shape, window, stride):
+@each_form
+def test_max_pool_is_the_maximum_of_whole_squares(shape, window, stride, fast):
     x = normal(*shape) - 3.0  # mostly negative: a padded zero would win
     want = reference.max_pool(x, window=window, stride=stride)
-    np.testing.assert_array_equal(pool(x, window=window, stride=stride), want)
+    np.testing.assert_array_equal(pool(x, fast, window=window, stride=stride), want)
 
 
-def test_max_pool_gradient():
+@each_form
+def test_max_pool_gradient(fast):
     x = normal(1, 7, 6, 2)  # 3/2 squares overlap: some elements win twice, the last column never
     weights = normal(1, 3, 2, 2)
-    got = jax.grad(lambda x: jnp.sum(weights * pool(x, window=3, stride=2)))(x)
+    got = jax.grad(lambda x: jnp.sum(weights * pool(x, fast, window=3, stride=2)))(x)
     want = reference.central_differences(
         lambda x: np.sum(weights * reference.max_pool(x, window=3, stride=2)), x
     )
     np.testing.assert_allclose(got, want, atol=1e-9)
 
 
+@pytest.mark.parametrize(('window', 'stride'), [(3, 2), (3, 1), (2, 2), (2, 3), (5, 2)])
+@pytest.mark.parametrize('shape', [(2, 7, 9, 3), (1, 8, 6, 2), (1, 5, 11, 1)], ids=str)
+@each_form
+def test_of_equal_maxima_the_first_takes_the_gradient(shape, window, stride, fast):
+    """As in PyTorch. After a ReLU most squares of zeros are equal."""
+    x = np.random.default_rng(5).integers(0, 3, shape).astype(np.float64)
+    leaf = torch.from_numpy(x).permute(0, 3, 1, 2).requires_grad_()
+    y = torch.nn.functional.max_pool2d(leaf, window, stride)
+    weights = torch.from_numpy(np.random.default_rng(6).standard_normal(tuple(y.shape)))
+    (want,) = torch.autograd.grad(y, leaf, weights)
+    _, to_x = jax.vjp(lambda x: pool(x, fast, window=window, stride=stride), x)
+    (got,) = to_x(weights.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_allclose(got, want.permute(0, 2, 3, 1).numpy(), rtol=1e-12, atol=1e-15)
+
+
 # Convolution, Paper 3.5.
 
 
 def tower_convolution(**fields) -> TowerConvolution:
-    fields = {'features': 4, 'kernel': 3, 'stride': 1, 'padding': (1, 1), 'towers': 2, **fields}
+    fields = {
+        'features': 4,
+        'kernel': 3,
+        'stride': 1,
+        'padding': (1, 1),
+        'towers': 2,
+        'fast': False,
+    } | fields
     return TowerConvolution(
         **{'towers_here': fields['towers'], 'init_std': 0.01, 'init_bias': 1.0, **fields},
         dtype=jnp.dtype('float64'),
         param_dtype=jnp.dtype('float64'),
+        precision='highest',
     )
 
 
@@ -152,10 +197,22 @@ def test_conv1_of_the_paper_gives_55_positions():
     assert variables['params']['kernel'].value.shape == (11, 11, 3, 2)
 
 
-def test_tower_convolution_gradients():
-    layer = tower_convolution(features=2, kernel=3, stride=2, padding=(0, 1))
-    inputs, params = inputs_and_parameters((1, 4, 5, 2), layer)
-    weights = normal(2, 1, 2, 2, 1)  # no zero among them: each output counts
+@pytest.mark.parametrize(
+    ('fields', 'shape'),
+    [
+        ({'kernel': 3, 'stride': 2, 'padding': (0, 1)}, (1, 4, 5, 2)),
+        ({'kernel': 5, 'stride': 3, 'padding': (0, 3)}, (2, 8, 11, 3)),  # as conv1
+        ({'kernel': 4, 'stride': 2, 'padding': (1, 2)}, (1, 5, 4, 1)),  # whole blocks, both sides
+        ({'kernel': 2, 'stride': 3, 'padding': (0, 0)}, (1, 7, 6, 1)),  # pixels that none sees
+    ],
+    ids=str,
+)
+@each_form
+def test_tower_convolution_gradients(fields, shape, fast):
+    layer = tower_convolution(features=2, fast=fast, **fields)
+    inputs, params = inputs_and_parameters(shape, layer)
+    shapes = [y.shape for y in jax.eval_shape(functools.partial(apply, layer, params), inputs)]
+    weights = normal(2, *shapes[0])  # no zero among them: each output counts
 
     def loss(params, inputs):
         outputs = apply(layer, params, inputs)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from alexnet_jax.network.model import (
     training_flops,
 )
 from alexnet_jax.parallel import mesh as mesh_lib
+from alexnet_jax.training.step import loss_and_gradients
 from configs import alexnet
 from tests import reference
 
@@ -242,3 +244,56 @@ def test_exchanges_of_the_package_are_those_of_the_paper():
     config = alexnet.get_config().model
     assert [c for c in CONVOLUTIONS[1:] if config[c].sees_both_towers] == ['conv3']
     assert paper.EXCHANGES == ('conv3', 'fc6', 'fc7', 'fc8')
+
+
+# How it is computed.
+
+
+@functools.cache
+def lowered_gradients(forms: str, precision: str = 'highest') -> jax.stages.Lowered:
+    """Return loss and gradients of a small network in float32, on shapes alone."""
+    config = reference.small_model_config(dtype='float32', forms=forms)
+    model = AlexNet(**{**config, 'precision': precision})
+    params = nn.meta.unbox(abstract_variables(model, reference.SMALL_IMAGE))
+    images = jax.ShapeDtypeStruct((2, *reference.SMALL_IMAGE), jnp.float32)
+    rows = jax.ShapeDtypeStruct((2,), jnp.int32)
+    run = functools.partial(loss_and_gradients, model=model)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.jit(run).lower(params, images, rows, rows, key)
+
+
+@pytest.mark.parametrize(('forms', 'kernel_gradients'), [('plain', 10), ('fast', 8)])
+def test_the_gradient_of_the_image_is_not_computed(forms, kernel_gradients):
+    """Five layers of two towers: forward, gradient of the input but for conv1, of the kernel."""
+    compiled = lowered_gradients(forms).compile(reference.QUICK_COMPILE).as_text()
+    assert compiled is not None
+    convolutions = re.findall(r' convolution\(', compiled)
+    assert len(convolutions) == 10 + 8 + kernel_gradients
+
+
+@pytest.mark.parametrize('forms', ['plain', 'fast'])
+def test_every_product_has_the_precision_of_the_configuration(forms):
+    for precision, name in (('highest', 'HIGHEST'), ('default', 'DEFAULT')):
+        text = lowered_gradients(forms, precision).as_text()
+        products = re.findall(r'stablehlo\.(?:convolution|dot_general).*', text)
+        assert len(products) >= 10 + 8 + 10 + 3 * 3  # two towers of five layers, fc6 to fc8
+        assert all(name in line for line in products), products
+
+
+@pytest.mark.parametrize(
+    ('forms', 'platform', 'fast'),
+    [('auto', 'cpu', True), ('auto', 'gpu', False), ('plain', 'cpu', False), ('fast', 'gpu', True)],
+)
+def test_forms_are_fast_on_the_cpu_and_plain_elsewhere(monkeypatch, forms, platform, fast):
+    monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+    jaxpr = jax.make_jaxpr(
+        lambda params, images, rows: paper_network(forms=forms).apply(
+            {'params': params}, images, rows
+        )
+    )(
+        parameters(paper_network()),
+        jax.ShapeDtypeStruct((1, *CROP), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
+    assert ('custom_vjp' in str(jaxpr)) == fast
+    assert ('reduce_window_max' in str(jaxpr)) == (not fast)
