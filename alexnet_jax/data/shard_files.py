@@ -22,6 +22,11 @@ from alexnet_jax.config import UserError
 # pixels hardly compress. tfds's own choice, compressed, reads slower.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
 NOTES = '.notes.json'  # beside a shard until the data set is complete
+_REFRESH_S = 0.5  # of the progress bar, when other processes do the work
+
+Write = Callable[[epath.Path, Sequence[Any], Callable[[int], object]], None]
+
+_taken: Any = None  # in a worker: how many items all workers have taken, a shared integer
 
 
 class Review(NamedTuple):
@@ -32,9 +37,7 @@ class Review(NamedTuple):
     notes: list[tuple[str, str]]  # (kind, text), in the order of the items
 
 
-def write_shards(
-    layout, splits, write: Callable[[epath.Path, Any], int], workers: int, keep_left_out: bool
-) -> None:
+def write_shards(layout, splits, write: Write, workers: int, keep_left_out: bool) -> None:
     """Write the shards that are missing or not whole, with a progress bar on a terminal.
 
     `layout` has a tfds SplitInfo for each split; `write` is a partial `write_shard`, the other
@@ -52,25 +55,33 @@ def write_shards(
     total = sum(info.num_examples for info in layout.values())
     finished = total - sum(len(shard) for _, shard in missing)
     # disable=None: no bar where the output is not a terminal.
-    with tqdm.tqdm(total=total, initial=finished, unit=' images', disable=None) as progress:
+    with tqdm.tqdm(
+        total=total, initial=finished, unit=' images', miniters=1, disable=None
+    ) as progress:
         if workers == 1:
             for path, shard in missing:
-                progress.update(write(path, shard))
+                write(path, shard, progress.update)
             return
         # Not fork: a JAX process has threads, and a fork of it can hang.
         context = multiprocessing.get_context('spawn')
-        with futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
-            pending = [pool.submit(write, path, shard) for path, shard in missing]
+        taken = context.Value('q')  # items, by all workers
+        with futures.ProcessPoolExecutor(workers, context, _start_worker, (taken,)) as pool:
+            pending = {pool.submit(_write_in_worker, write, *task) for task in missing}
             try:
-                for future in futures.as_completed(pending):
-                    progress.update(future.result())
+                while pending:
+                    done, pending = futures.wait(pending, _REFRESH_S, futures.FIRST_COMPLETED)
+                    progress.update(finished + taken.value - progress.n)
+                    for future in done:
+                        future.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # the shards being written are finished first
                 raise
 
 
-def _end_with_parent() -> None:
-    """End this worker when its parent is killed, or it would wait, or write, for ever."""
+def _start_worker(taken: Any) -> None:
+    """Keep the counter; end this worker when its parent is killed, or it would wait for ever."""
+    global _taken
+    _taken = taken
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -81,15 +92,31 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def _write_in_worker(write: Write, path: epath.Path, items: Sequence[Any]) -> None:
+    write(path, items, _count_in_worker)
+
+
+def _count_in_worker(items: int) -> None:
+    with _taken.get_lock():
+        _taken.value += items
+
+
 def write_shard(
-    read_example, shape, classes, encode_jpeg, path: epath.Path, items: Sequence[Any]
-) -> int:
-    """Write one shard under a temporary name, then rename it. Return how many items it took."""
+    read_example,
+    shape,
+    classes,
+    encode_jpeg,
+    path: epath.Path,
+    items: Sequence[Any],
+    count: Callable[[int], object],
+) -> None:
+    """Write one shard under a temporary name, then rename it; call `count(1)` for each item."""
     temporary = path.with_name(f'{path.name}.tmp')
     writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
     left_out, notes = 0, []
     for item in items:
         image, label, *more = read_example(item)
+        count(1)
         notes += more
         if image is None:
             left_out += 1
@@ -111,7 +138,6 @@ def write_shard(
         writer.close()
     _write_notes(path, Review(len(items) - left_out, left_out, notes))
     temporary.replace(path)
-    return len(items)
 
 
 def _notes_path(path: epath.Path) -> epath.Path:

@@ -1,13 +1,17 @@
 """The writer: what is read back, killing it, other recipes, workers."""
 
+import contextlib
 import fractions
 import functools
 import itertools
 import os
 import pathlib
+import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from typing import Any
 
@@ -62,12 +66,13 @@ def files(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def in_another_process(tmp_path, data_dir, extra='pass', workers=1):
+def in_another_process(tmp_path, data_dir, extra='pass', workers=1, **options):
     script = tmp_path / 'script.py'
     script.write_text(
         SCRIPT.format(extra=extra, data_dir=str(data_dir), items=ITEMS, workers=workers)
     )
-    return subprocess.Popen([sys.executable, script], env=os.environ | {'PYTHONPATH': str(ROOT)})
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}
+    return subprocess.Popen([sys.executable, script], env=environment, **options)
 
 
 def one_line(caught):
@@ -145,6 +150,30 @@ def test_killed_and_run_again(tmp_path, reference, at):
     assert write(tmp_path).exists()
     assert {path: os.stat(path).st_mtime_ns for path in whole} == whole
     assert files(directory) == files(reference)
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_the_bar_on_a_terminal_moves_within_a_shard_and_goes_on_after_a_kill(tmp_path, workers):
+    kill = 'if item == 14: os.kill(os.getpid(), signal.SIGKILL)'
+    assert in_another_process(tmp_path, tmp_path, kill).wait() == -signal.SIGKILL  # 11 are written
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    process = in_another_process(tmp_path, tmp_path, 'time.sleep(0.15)', workers, stderr=theirs)
+    os.close(theirs)
+    shown = b''
+    with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+        while part := os.read(ours, 4096):
+            shown += part
+    assert process.wait() == 0
+    os.close(ours)
+    bars = re.findall(rb'(\d+)/30 \[(\S+)<(\S+), +(\S+)', shown)
+    counts = [int(count) for count, *_ in bars]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (11, 30)
+    assert set(counts) - {11, 17, 18, 23, 24, 30}  # not only at the end of a shard
+    assert re.search(rb'images/s|s/ images', shown)
+    *_, (_, _, left, rate) = [bar for bar in bars if 20 < int(bar[0]) < 30]
+    assert b'?' not in left + rate
 
 
 @pytest.mark.fault
