@@ -2,8 +2,10 @@
 
 python -m alexnet_jax.benchmark input [--config=FILE] [--data_dir=DIR] [--json]
     [--config.section.field=value ...]
+python -m alexnet_jax.benchmark prepare --source=DIR|TAR [--json]
 
     input        images a second of the host's part: records read, decoded and made into batches
+    prepare      photographs decoded and resized, written as records by one and two workers
 
 Without --config it is configs/alexnet.py. Measure on a machine that does nothing else.
 Exit codes: 0 done, 1 a bug (traceback), 2 yours to mend (one line).
@@ -16,11 +18,12 @@ from typing import Any
 from absl import flags
 
 from alexnet_jax import command_line
-from alexnet_jax.benchmarks import input
+from alexnet_jax.benchmarks import input, prepare
 
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object as the last line.')
+_SOURCE = flags.DEFINE_string('source', '', 'Photographs for prepare: a folder or a tar.')
 
-_BENCHMARKS = {'input': input.measure}
+_BENCHMARKS = {'input': input.measure, 'prepare': lambda config: prepare.measure(_SOURCE.value)}
 
 
 def run(argv: Sequence[str]) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax.benchmarks import timing
+from alexnet_jax.benchmarks import prepare, timing
+from tests import photographs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,7 +28,9 @@ def command(data_dir, *arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        ([], 'say what to do, one of input'),
+        ([], 'say what to do, one of input, prepare'),
+        (['prepare'], "--source='': name a folder or a tar"),
+        (['prepare', '--source=configs'], 'configs holds no JPEG or PNG files'),
         (['flying'], "'flying' is none"),
         (['input', 'output'], "'output' is not a flag"),
         (['input'], "data set 'imagenet2012' is not in "),  # the paper's configuration
@@ -81,3 +84,26 @@ def test_json_is_the_last_line(tmp_path):
     assert result['data_set'] == 'digits/1.0.0'
     assert [line.split()[0] for line in table] == list(result)
     assert 0 < result['images_per_second_min'] <= result['images_per_second']
+
+
+def test_preparing_is_compared_with_decoding(monkeypatch):
+    source = photographs.shared_file('imagenet_sample.tar')
+    monkeypatch.setattr(prepare, '_DISTINCT', 12)  # fewer than are asked for
+    result = prepare.measure(str(source), count=32, rounds=1)
+    assert all(value > 0 for value in result.values())
+    per_core = {
+        part: result[f'{part}_per_second_per_core']
+        for part in ('decode_and_resize', 'records_1_worker', 'records_2_workers', 'statistics')
+    }
+    assert result['records_1_worker_ratio_to_decode_and_resize'] == pytest.approx(
+        per_core['records_1_worker'] / per_core['decode_and_resize']
+    )
+    both = 1 / (1 / per_core['records_1_worker'] + 1 / per_core['statistics'])
+    assert result['with_statistics_ratio_to_decode_and_resize'] == pytest.approx(
+        both / per_core['decode_and_resize']
+    )
+    # Starting two processes takes longer than 32 photographs: their time is in it.
+    assert per_core['records_2_workers'] < per_core['records_1_worker']
+    assert result['speedup_of_2_workers'] == pytest.approx(
+        result['records_2_workers_per_second'] / result['records_1_worker_per_second']
+    )

@@ -28,7 +28,7 @@ FLOORS = (
     {'training.loop', 'training.experiment', 'training.evaluate'}
     | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'}
     | {'training.provenance'},
-    {'command_line', 'benchmarks.timing', 'benchmarks.input'},
+    {'command_line', 'benchmarks.timing', 'benchmarks.input', 'benchmarks.prepare'},
     {'main', 'prepare', 'figures', 'benchmark'},
 )
 ARROWS = {
@@ -48,6 +48,7 @@ ARROWS = {
     'training.describe': {'training.experiment'},
     'training.provenance': {'training.experiment'},
     'benchmarks.input': {'benchmarks.timing'},
+    'benchmarks.prepare': {'benchmarks.timing'},
 }
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 

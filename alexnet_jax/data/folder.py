@@ -66,7 +66,7 @@ def prepare_folder(
     path = os.fspath(source)
     if os.path.splitext(path)[1] in _OPEN and not os.path.isdir(path):
         path = _unpack(path, epath.Path(data_dir).expanduser() / name)
-    found, ignored = _find(path)
+    found, ignored = find(path)
     splits, classes = _splits(os.fspath(source), found, eval_fraction, seed)
     directory = write_photographs(
         data_dir,
@@ -94,8 +94,8 @@ def prepare_folder(
     return directory
 
 
-def _find(path: str) -> tuple[list[Found], list[tuple[str, str]]]:
-    """Return the images of a folder or a tar, and what else is there."""
+def find(path: str) -> tuple[list[Found], list[tuple[str, str]]]:
+    """Return the images of a folder or an uncompressed tar, and what else is there."""
     if os.path.isdir(path):
         found, ignored = _in_folder(path)
     else:

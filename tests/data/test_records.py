@@ -158,7 +158,8 @@ def test_the_bar_on_a_terminal_moves_within_a_shard_and_goes_on_after_a_kill(tmp
     assert in_another_process(tmp_path, tmp_path, kill).wait() == -signal.SIGKILL  # 11 are written
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
-    process = in_another_process(tmp_path, tmp_path, 'time.sleep(0.15)', workers, stderr=theirs)
+    slow = f'time.sleep({0.2 * workers})'
+    process = in_another_process(tmp_path, tmp_path, slow, workers, stderr=theirs)
     os.close(theirs)
     shown = b''
     with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
@@ -170,7 +171,7 @@ def test_the_bar_on_a_terminal_moves_within_a_shard_and_goes_on_after_a_kill(tmp
     counts = [int(count) for count, *_ in bars]
     assert counts == sorted(counts)
     assert (counts[0], counts[-1]) == (11, 30)
-    assert set(counts) - {11, 17, 18, 23, 24, 30}  # not only at the end of a shard
+    assert len(set(counts)) > 6  # more than the ends of the four shards that are left
     assert re.search(rb'images/s|s/ images', shown)
     *_, (_, _, left, rate) = [bar for bar in bars if 20 < int(bar[0]) < 30]
     assert b'?' not in left + rate

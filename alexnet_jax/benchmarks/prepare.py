@@ -1,0 +1,120 @@
+"""Preparing photographs, against decoding and resizing them alone."""
+
+import itertools
+import os
+import resource
+import tempfile
+from typing import Any
+
+from alexnet_jax.benchmarks import timing
+from alexnet_jax.config import UserError
+from alexnet_jax.data import folder, images, photographs, sources, stats
+
+_IMAGES = 5000  # a round; a source with fewer is used several times
+_DISTINCT = 1000  # of the source, kept in memory
+_SIZE = 256
+
+
+def measure(source: str, *, count: int = _IMAGES, rounds: int = 3) -> dict[str, Any]:
+    """Return images a second, and a second of processor time, of the parts of `prepare`.
+
+    'decode_and_resize' is a loop over files in memory; 'records_1_worker' and 'records_2_workers'
+    are `photographs.write_photographs` from `source` to the directory for temporary files, the
+    start of the workers included; 'statistics' is the mean image and the covariance, read from
+    those records, which `prepare` computes at its end. Per core is per second of processor time of
+    all threads and processes; the ratios are of those, to 'decode_and_resize' in the same round.
+
+    Args:
+      source: a folder or a tar of JPEG or PNG files, as for `prepare folder`.
+      count, rounds: images and repetitions of each part.
+    """
+    if not os.path.exists(source):
+        raise UserError(
+            f'--source={source!r}: name a folder or a tar of photographs to measure with'
+        )
+    found, _ = folder.find(source)
+    if not found:
+        raise UserError(f'{source} holds no JPEG or PNG files; name another --source')
+    once = [photographs.Item(file, entry, 0) for file, entry in found[:_DISTINCT]]
+    items = list(itertools.islice(itertools.cycle(once), count))
+    files = {item: item.read(source)[1] for item in once}
+
+    def decode_and_resize() -> None:
+        for item in items:
+            images.resize_and_crop(images.decode(files[item], item.name)[0], _SIZE)
+
+    def records(workers: int) -> None:
+        with tempfile.TemporaryDirectory(dir=scratch) as data_dir:
+            _write(data_dir, source, items, workers)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        _write(scratch, source, items, 1)
+        cores: dict[str, list[float]] = {}
+        cases = {
+            'decode_and_resize': decode_and_resize,
+            'records_1_worker': lambda: records(1),
+            'records_2_workers': lambda: records(2),
+            'statistics': lambda: _compute_statistics(scratch),
+        }
+        counted = {
+            name: _counting(case, cores.setdefault(name, [])) for name, case in cases.items()
+        }
+        seconds = timing.interleaved(counted, rounds=rounds, warmup=0)
+    result: dict[str, Any] = {'images': count}
+    for name in cases:
+        result |= timing.rates(f'{name}_per_second', count, seconds[name])
+        result |= timing.rates(f'{name}_per_second_per_core', count, cores[name])
+    alone = cores['decode_and_resize']
+    for name in ('records_1_worker', 'records_2_workers'):
+        result |= timing.paired_ratio(f'{name}_ratio_to_decode_and_resize', alone, cores[name])
+    both = [a + b for a, b in zip(cores['records_1_worker'], cores['statistics'], strict=True)]
+    result |= timing.paired_ratio('with_statistics_ratio_to_decode_and_resize', alone, both)
+    two, one = seconds['records_2_workers'], seconds['records_1_worker']
+    return result | timing.paired_ratio('speedup_of_2_workers', one, two)
+
+
+def _counting(case: Any, processor_seconds: list[float]) -> Any:
+    """Return the case, which then notes the processor time of this process and its children."""
+
+    def call() -> None:
+        began = _processor_time()
+        case()
+        processor_seconds.append(_processor_time() - began)
+
+    return call
+
+
+def _processor_time() -> float:
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _write(data_dir: str, source: str, items: list[photographs.Item], workers: int) -> None:
+    photographs.write_photographs(
+        data_dir,
+        source,
+        name='benchmark',
+        version='1.0.0',
+        description='Photographs.',
+        size=_SIZE,
+        class_names=['photograph'],
+        splits={'train': items},
+        settings={},
+        workers=workers,
+        skip_broken=True,
+    )
+
+
+def _compute_statistics(data_dir: str) -> None:
+    dataset = sources.open_dataset(
+        name='benchmark',
+        dir=data_dir,
+        train_split='train',
+        eval_split='train',
+        image_shape=(),
+        train_examples=0,
+        eval_examples=0,
+        read_threads=1,
+        prefetch_batches=1,
+    )
+    stats.compute_statistics(dataset.train)
