@@ -314,4 +314,9 @@ def changes_on_resume(saved: Mapping[str, Any], config: Mapping[str, Any]) -> di
 def data_directory(flag: str, field: str) -> str:
     """Return --data_dir, else data.dir, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     chosen = flag or field or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+    if '://' in chosen:
+        raise UserError(
+            f'{chosen}: array_record reads and writes files only; mount the object store '
+            f'(gcsfuse, mount-s3), or copy the data set'
+        )
     return os.path.expanduser(chosen)

@@ -25,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, or 2 for what the user can mend."""
     arguments = vars(_parser().parse_args(argv))
     prepare = arguments.pop('prepare')
-    data_dir = data_directory(arguments.pop('data_dir'), '')
     as_json = arguments.pop('json', False)
     try:
+        data_dir = data_directory(arguments.pop('data_dir'), '')
         directory = prepare(data_dir, **arguments)
         info = tfds.builder_from_directory(directory).info
         counts = ', '.join(f'{name} {split.num_examples}' for name, split in info.splits.items())

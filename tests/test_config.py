@@ -239,6 +239,8 @@ def test_data_directory(monkeypatch):
     assert config_lib.data_directory('', '') == '/environment'
     monkeypatch.delenv('TFDS_DATA_DIR')
     assert config_lib.data_directory('', '') == '/home/someone/tensorflow_datasets'
+    with pytest.raises(UserError, match='gs://bucket/x: array_record reads and writes files only'):
+        config_lib.data_directory('', 'gs://bucket/x')
 
 
 def test_validate_leaves_the_config_alone():

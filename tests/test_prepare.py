@@ -81,6 +81,14 @@ def test_a_directory_that_cannot_be_written(tmp_path, capsys):
     assert errors.count('\n') == 1
 
 
+def test_an_object_store_is_refused(capsys):
+    assert prepare.main(['digits', '--data_dir=gs://bucket/x']) == 2
+    output, errors = capsys.readouterr()
+    assert output == ''
+    assert errors.startswith('error: gs://bucket/x: array_record reads and writes files only')
+    assert errors.count('\n') == 1
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit) as ended:
         prepare.main(['--help'])
