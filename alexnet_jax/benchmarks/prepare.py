@@ -18,11 +18,12 @@ _SIZE = 256
 def measure(source: str, *, count: int = _IMAGES, rounds: int = 3) -> dict[str, Any]:
     """Return images a second, and a second of processor time, of the parts of `prepare`.
 
-    'decode_and_resize' is a loop over files in memory; 'records_1_worker' and 'records_2_workers'
-    are `photographs.write_photographs` from `source` to the directory for temporary files, the
-    start of the workers included; 'statistics' is the mean image and the covariance, read from
-    those records, which `prepare` computes at its end. Per core is per second of processor time of
-    all threads and processes; the ratios are of those, to 'decode_and_resize' in the same round.
+    'decode_resize' is a loop over files in memory; 'records_1' and 'records_2' are
+    `photographs.write_photographs` with one and two workers, from `source` to the directory for
+    temporary files, their start included (here they import JAX, as those of `prepare` do not: a
+    second each); 'statistics' is the mean image and the covariance, which `prepare` computes at its
+    end, from those records. Per core is per second of processor time of all threads and processes;
+    the ratios `..._to_decode_resize` are of those, in the same round.
 
     Args:
       source: a folder or a tar of JPEG or PNG files, as for `prepare folder`.
@@ -51,9 +52,9 @@ def measure(source: str, *, count: int = _IMAGES, rounds: int = 3) -> dict[str, 
         _write(scratch, source, items, 1)
         cores: dict[str, list[float]] = {}
         cases = {
-            'decode_and_resize': decode_and_resize,
-            'records_1_worker': lambda: records(1),
-            'records_2_workers': lambda: records(2),
+            'decode_resize': decode_and_resize,
+            'records_1': lambda: records(1),
+            'records_2': lambda: records(2),
             'statistics': lambda: _compute_statistics(scratch),
         }
         counted = {
@@ -64,12 +65,12 @@ def measure(source: str, *, count: int = _IMAGES, rounds: int = 3) -> dict[str, 
     for name in cases:
         result |= timing.rates(f'{name}_per_second', count, seconds[name])
         result |= timing.rates(f'{name}_per_second_per_core', count, cores[name])
-    alone = cores['decode_and_resize']
-    for name in ('records_1_worker', 'records_2_workers'):
-        result |= timing.paired_ratio(f'{name}_ratio_to_decode_and_resize', alone, cores[name])
-    both = [a + b for a, b in zip(cores['records_1_worker'], cores['statistics'], strict=True)]
-    result |= timing.paired_ratio('with_statistics_ratio_to_decode_and_resize', alone, both)
-    two, one = seconds['records_2_workers'], seconds['records_1_worker']
+    alone = cores['decode_resize']
+    for name in ('records_1', 'records_2'):
+        result |= timing.paired_ratio(f'{name}_to_decode_resize', alone, cores[name])
+    both = [a + b for a, b in zip(cores['records_1'], cores['statistics'], strict=True)]
+    result |= timing.paired_ratio('with_statistics_to_decode_resize', alone, both)
+    two, one = seconds['records_2'], seconds['records_1']
     return result | timing.paired_ratio('speedup_of_2_workers', one, two)
 
 
