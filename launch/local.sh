@@ -20,7 +20,7 @@ python=${PYTHON:-python}
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 export JAX_COORDINATOR_BIND_ADDRESS=127.0.0.1:$port
 
-set -m # each process in a group of its own: the terminal's Ctrl-C comes here only
+set -m # each process in a group of its own: the terminal's Ctrl-C comes to this script only
 pids=()
 for ((id = 0; id < count; id++)); do
   command=("$python" -m alexnet_jax.main "--coordinator_address=127.0.0.1:$port"
@@ -34,11 +34,12 @@ for ((id = 0; id < count; id++)); do
 done
 
 signals=0
+# shellcheck disable=SC2317 # the traps call it
 pass_on() {
   local signal=$1 pid
   signals=$((signals + 1))
   if ((signals > 1)); then signal=KILL; fi
-  for pid in "${pids[@]}"; do kill -s "$signal" -- "-$pid" 2>/dev/null || true; done
+  for pid in "${pids[@]}"; do kill -s "$signal" "$pid" 2>/dev/null || true; done
 }
 trap 'pass_on TERM' TERM
 trap 'pass_on INT' INT
@@ -57,7 +58,7 @@ while ((${#pids[@]})); do
   done
   if [[ -n $deadline ]] && ((SECONDS >= deadline)); then
     echo "launch/local.sh: killing the processes ${!pids[*]}, which did not end" >&2
-    for pid in "${pids[@]}"; do kill -s KILL -- "-$pid" 2>/dev/null || true; done
+    for pid in "${pids[@]}"; do kill -s KILL "$pid" 2>/dev/null || true; done
     deadline=
   fi
   sleep 0.1

@@ -14,7 +14,7 @@ QUICK = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
 
 
 class Run:
-    """`launch/local.sh COUNT ARGUMENTS`, its output kept in one file, all of it killed at the end."""
+    """`launch/local.sh COUNT ARGUMENTS`, its output in one file; killed where it has not ended."""
 
     def __init__(self, count: int, workdir: Path, data_dir: Path, *arguments: str, **env: str):
         self.workdir = workdir
@@ -42,6 +42,9 @@ class Run:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         for pid in self.pids().values():
             os.kill(pid, signal.SIGKILL)
         self.process.kill()

@@ -9,7 +9,9 @@ import json
 import logging
 import os
 import re
+import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -95,11 +97,17 @@ def connect(
     check_flags(distributed, coordinator_address, num_processes, process_id)
     if distributed == 'off' and not coordinator_address:
         return
-    jax.config.update('jax_enable_preemption_service', wait_on_sigterm)
     where = f'at {coordinator_address}' if coordinator_address else f'by {distributed}'
+    if coordinator_address and process_id == 0:
+        _require_free_port(int(coordinator_address.rpartition(':')[2]))
+    jax.config.update('jax_enable_preemption_service', wait_on_sigterm)
     _logger.info('waiting for all processes %s, %d s at most', where, initialization_timeout_s)
     try:
-        with _without_proxies(), _silent('jax._src.clusters.cluster'):
+        with (
+            _without_proxies(),
+            _silent('jax._src.clusters.cluster'),
+            _deadline(where, initialization_timeout_s),
+        ):
             jax.distributed.initialize(
                 coordinator_address or None,
                 num_processes,
@@ -109,17 +117,9 @@ def connect(
                 heartbeat_timeout_seconds=heartbeat_timeout_s,
                 shutdown_timeout_seconds=shutdown_timeout_s,
             )
-    except ValueError as error:
-        if distributed == 'off':
-            raise
+    except Exception as error:  # of gRPC, of a launcher's client; JAX has no type for them
         raise UserError(
-            f'--distributed={distributed}: {_NOT_FOUND[distributed]}; or give '
-            '--coordinator_address, --num_processes and --process_id'
-        ) from error
-    except Exception as error:  # of gRPC, of Kubernetes; they have no type of their own
-        raise UserError(
-            f'the processes were not found {where} ({_first_line(error)}); start all of them with '
-            'the same flags but --process_id, and process 0 on the host of --coordinator_address'
+            f'the processes cannot meet {where} ({_first_line(error)}); {_REMEDY[distributed]}'
         ) from error
     devices = [device.process_index for device in jax.devices()]
     counts = [devices.count(process) for process in range(jax.process_count())]
@@ -132,12 +132,13 @@ def connect(
         logging.getLogger('alexnet_jax').setLevel(logging.WARNING)
 
 
-_NOT_FOUND = {
-    'auto': 'JAX finds no launcher here; start one process without the flag',
-    'slurm': 'there is no Slurm task here; start it by srun',
-    'k8s': "there is no Kubernetes pod here, or pip install 'jax[k8s]' is missing",
-    'tpu': 'there is no TPU here',
-    'mpi4py': 'mpi4py finds no MPI here; pip install mpi4py and start it by mpirun',
+_REMEDY = {
+    'off': 'start each with its own --process_id, and 0 on the host of --coordinator_address',
+    'auto': 'JAX finds no launcher here; for one process leave the flag out',
+    'slurm': 'start them by srun',
+    'k8s': "start them in pods of one job, with pip install 'jax[k8s]'",
+    'tpu': 'start them on the hosts of a TPU',
+    'mpi4py': 'start them by mpirun, with pip install mpi4py',
 }
 
 
@@ -148,6 +149,41 @@ def _method(distributed: str) -> str | None:
         return 'gketpu' if gke else 'gcetpu'
     # JAX has no name for Kubernetes, but finds it by itself.
     return {'off': 'deactivate', 'auto': None, 'k8s': None}.get(distributed, distributed)
+
+
+def _require_free_port(port: int) -> None:
+    """Raise UserError when the port is taken: jaxlib 0.10.2 would crash."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(('', port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise UserError(
+            f'port {port} of --coordinator_address cannot be opened here ({os.strerror(error.errno or 0)}); '
+            'choose another one for all processes'
+        ) from error
+
+
+@contextlib.contextmanager
+def _deadline(where: str, limit_s: int) -> Iterator[None]:
+    """End this process when what is inside takes longer; JAX would abort without a reason."""
+
+    def end() -> None:
+        print(
+            f'error: not all processes came {where} in {limit_s} s '
+            '(config.parallel.initialization_timeout_s); look at the output of each',
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(PEER_LOST)
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager
@@ -239,21 +275,26 @@ def whole(array: jax.Array) -> np.ndarray:
 def end_all(error: BaseException) -> NoReturn:
     """End this process so that the others end too, the reason on standard error.
 
-    A UserError is one line and exit code 2, an error of a collective `PEER_LOST`, any other a
-    traceback and 1. Alone, raise what is not a UserError.
+    A UserError is one line and exit code 2, the loss of another process one line and `PEER_LOST`,
+    any other error a traceback and 1. A single process raises that.
     """
-    code = 1
     if isinstance(error, UserError):
-        code = 2
         print(f'error: {error}', file=sys.stderr)
-    elif not jax.distributed.is_initialized():
+        leave(2)
+    if not jax.distributed.is_initialized():
         raise error
-    else:
-        traceback.print_exception(error)
-        if _LOST.search(str(error)) and not isinstance(error, OSError):
-            code = PEER_LOST
-            print('error: another process was lost; its own output says why', file=sys.stderr)
-    leave(code)
+    if is_lost_peer(error):
+        line = f'error: another process was lost, its own output says why ({_first_line(error)})'
+        print(line, file=sys.stderr)
+        leave(PEER_LOST)
+    traceback.print_exception(error)
+    leave(1)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Say whether an error is that of a collective or a barrier whose other end is gone."""
+    of_runtime = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
+    return jax.distributed.is_initialized() and of_runtime and bool(_LOST.search(str(error)))
 
 
 def leave(code: int) -> NoReturn:
@@ -274,5 +315,5 @@ def _pad(text: bytes, length: int) -> np.ndarray:
     return padded
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).partition('\n')[0]

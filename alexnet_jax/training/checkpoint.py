@@ -171,6 +171,8 @@ class Checkpoints:
                 sealing.result()
         except Exception as error:  # of a disk or of tensorstore; Orbax has no type of its own
             self._stop_sealing.set()
+            if processes.is_lost_peer(error):
+                raise
             raise UserError(
                 f'a checkpoint could not be written to {self._directory} '
                 f'({str(error).partition(chr(10))[0]}); make room there, then start again'
