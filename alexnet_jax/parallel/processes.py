@@ -158,8 +158,9 @@ def _require_free_port(port: int) -> None:
     try:
         socket.create_server(('', port), family=family, dualstack_ipv6=both).close()
     except OSError as error:
+        reason = os.strerror(error.errno or 0)
         raise UserError(
-            f'port {port} of --coordinator_address cannot be opened here ({os.strerror(error.errno or 0)}); '
+            f'port {port} of --coordinator_address cannot be opened here ({reason}); '
             'choose another one for all processes'
         ) from error
 
