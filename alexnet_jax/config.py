@@ -137,10 +137,17 @@ FIELDS: dict[str, Rule] = {
     'training.log_every_steps': _integer(1),
     'training.eval_every_epochs': _number(0.0),
     'training.watchdog_s': _integer(0),
+    'training.init_from': _TEXT,
     'evaluation.batch_size': _integer(1),
     'evaluation.views': _one_of(1, 10),
     'evaluation.final_views': _one_of(1, 10),
     'evaluation.checkpoint': _one_of('latest', 'best'),
+    'evaluation.ensemble': _tuple_of(
+        lambda v: isinstance(v, str) and v != '', words="a tuple such as ('runs/a', 'runs/b')"
+    ),
+    'evaluation.ensemble_weights': _one_of('mean', 'search'),
+    'evaluation.ensemble_search_split': _TEXT,
+    'evaluation.ensemble_dir': _TEXT,
     'checkpoint.save_every_steps': _integer(0),
     'checkpoint.keep_latest': _integer(2),  # one is sealed while the next is written
     'checkpoint.keep_best': _integer(0),
@@ -268,9 +275,10 @@ def make_plan(
     log_every_steps: int,
     eval_every_epochs: float,
     watchdog_s: int,
+    init_from: str,
 ) -> Plan:
     """Turn the training section into steps, once the number of examples is known."""
-    del accumulation_steps, log_every_steps, watchdog_s  # no epochs in them
+    del accumulation_steps, log_every_steps, watchdog_s, init_from  # no epochs in them
     if num_examples < 1:
         raise UserError('the training split has no example; name another data.train_split')
     plan = Plan(num_examples, batch_size, total_steps, eval_every_epochs)

@@ -1,28 +1,21 @@
 """Draw the curves of finished runs: `python -m alexnet_jax.figures curves RUN... --output FILE`."""
 
-import argparse
 import json
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from etils import epath
 
+from alexnet_jax.arguments import Parser
 from alexnet_jax.config import UserError
-
-
-class _Parser(argparse.ArgumentParser):
-    """Ends a wrong command line in one line, as all errors of the user's do."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f'error: {message}; {self.prog} --help shows what is possible\n')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, or 2 for what the user can mend."""
-    parser = _Parser(prog='python -m alexnet_jax.figures', description='Draw figures of runs.')
+    parser = Parser(prog='python -m alexnet_jax.figures', description='Draw figures of runs.')
     commands = parser.add_subparsers(metavar='FIGURE', required=True)
     curves = commands.add_parser('curves', help='loss and error of one or more runs over epochs')
     curves.set_defaults(draw=draw_curves)

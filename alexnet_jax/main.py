@@ -18,7 +18,7 @@ from etils import epath
 
 from alexnet_jax import command_line
 from alexnet_jax.parallel import processes
-from alexnet_jax.training import describe, experiment, loop
+from alexnet_jax.training import describe, ensemble, experiment, loop
 
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Default: runs/ and the name of the config file.')
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
@@ -54,6 +54,9 @@ def run(argv: Sequence[str]) -> int:
         description = describe.describe(experiment.build(config, with_data=with_data))
         if jax.process_index() == 0:
             print(description)
+        return 0
+    if _MODE.value == 'evaluate' and config.evaluation.ensemble:
+        ensemble.evaluate_ensemble(config)
         return 0
     if _MODE.value == 'evaluate':
         loop.evaluate_checkpoint(config, workdir)

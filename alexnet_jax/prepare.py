@@ -5,20 +5,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
 
+from alexnet_jax.arguments import Parser
 from alexnet_jax.config import UserError, data_directory
 from alexnet_jax.data import digits, folder, imagenet, photographs
-
-
-class _Parser(argparse.ArgumentParser):
-    """Ends a wrong command line in one line, as all errors of the user's do."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f'error: {message}; {self.prog} --help shows what is possible\n')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog='python -m alexnet_jax.prepare', description='Prepare a data set.')
+    parser = Parser(prog='python -m alexnet_jax.prepare', description='Prepare a data set.')
     commands = parser.add_subparsers(metavar='DATA_SET', required=True)
 
     def add(name: str, prepare: Any, help: str) -> argparse.ArgumentParser:

@@ -123,12 +123,21 @@ def get_config() -> ml_collections.ConfigDict:
         # A step that takes longer ends the run, exit code 75; ten times as long for the first step,
         # a batch of an evaluation and a save. 0: never.
         'watchdog_s': 1800,
+        # A workdir, or its checkpoints/STEP: step 0 begins with what fits of its parameters, the
+        # log names the rest; a resumed run ignores it. So began CNN*, Paper 6.
+        'init_from': '',
     }
     config.evaluation = {
         'batch_size': 128,  # of all devices together
         'views': 1,  # during training: 1, the centre crop, or 10 (Paper 4.1)
         'final_views': 10,  # after the last step and in --mode=evaluate
         'checkpoint': 'latest',  # what --mode=evaluate takes: 'latest' or 'best'
+        # Workdirs, or their checkpoints/STEP, that --mode=evaluate takes as one: their softmax
+        # outputs averaged (Paper 6), or weighted to the least loss on another split (2012 source).
+        'ensemble': (),
+        'ensemble_weights': 'mean',  # or 'search'
+        'ensemble_search_split': '',  # for 'search'
+        'ensemble_dir': '',  # errors, weights and all outputs (.npy) go there; '': nowhere
     }
     config.checkpoint = {  # one is saved after each evaluation, too
         'save_every_steps': 2000,  # 0: after evaluations only

@@ -18,7 +18,7 @@ PACKAGE = 'alexnet_jax'
 
 # A module imports from the floors below its own, and along these arrows within it.
 FLOORS = (
-    {'config', 'paper', 'metrics'},
+    {'config', 'paper', 'metrics', 'arguments'},
     {'parallel.mesh', 'parallel.collectives', 'parallel.processes'},
     {'network.model', 'network.layers', 'network.pooling', 'data.augment'},
     {'training.step', 'training.optim'}
@@ -27,9 +27,10 @@ FLOORS = (
     | {'data.shard_files', 'data.devkit', 'data.tfds_imagenet'},
     {'training.loop', 'training.experiment', 'training.evaluate'}
     | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'}
-    | {'training.provenance'},
-    {'command_line', 'benchmarks.timing', 'benchmarks.input', 'benchmarks.prepare'},
-    {'main', 'prepare', 'figures', 'benchmark'},
+    | {'training.provenance', 'training.pretrained', 'training.ensemble'},
+    {'command_line', 'reproduction'}
+    | {'benchmarks.timing', 'benchmarks.input', 'benchmarks.prepare'},
+    {'main', 'prepare', 'figures', 'benchmark', 'report'},
 )
 ARROWS = {
     'parallel.mesh': {'parallel.collectives'},
@@ -42,8 +43,12 @@ ARROWS = {
     'data.imagenet': {'data.photographs', 'data.archives', 'data.devkit', 'data.tfds_imagenet'},
     'data.folder': {'data.photographs', 'data.archives'},
     'training.loop': {'training.experiment', 'training.evaluate'}
-    | {'training.checkpoint', 'training.guard', 'training.provenance'},
+    | {'training.checkpoint', 'training.guard', 'training.provenance'}
+    | {'training.manifest', 'training.pretrained'},
     'training.checkpoint': {'training.manifest'},
+    'training.pretrained': {'training.checkpoint', 'training.experiment'},
+    'training.ensemble': {'training.experiment', 'training.manifest'}
+    | {'training.pretrained', 'training.provenance'},
     'training.experiment': {'training.evaluate'},
     'training.describe': {'training.experiment'},
     'training.provenance': {'training.experiment'},

@@ -31,6 +31,7 @@ class Split:
     num_classes: int
     records: Any  # the tfds data source
     shards: tuple[tuple[int, int, int], ...]  # of each file: skipped, taken, present examples
+    files: tuple[str, ...]  # their names
 
     def __len__(self) -> int:
         return len(self.records)
@@ -62,6 +63,14 @@ class Split:
                 f'choose a split that has labels'
             )
         return {'image': image, 'label': np.int32(label)}
+
+    def overlaps(self, other: 'Split') -> bool:
+        """Say whether an example is in both splits."""
+        return any(
+            mine == theirs and skip < there + taken and there < skip + take
+            for mine, (skip, take, _) in zip(self.files, self.shards, strict=True)
+            for theirs, (there, taken, _) in zip(other.files, other.shards, strict=True)
+        )
 
     def fingerprint(self) -> dict[str, str | int]:
         """Return what identifies the examples and their order, three raw records included."""
@@ -261,7 +270,8 @@ def _open_split(
     shards = tuple((file.skip, file.take, file.examples_in_shard) for file in files)
     num_classes = info.features['label'].num_classes
     records = builder.as_data_source(split)
-    opened = Split(info.full_name, split, image_shape, num_classes, records, shards)
+    names = tuple(os.fspath(file.filename) for file in files)
+    opened = Split(info.full_name, split, image_shape, num_classes, records, shards, names)
     opened[0]  # a data set of images of varying size is noticed here and not in the middle of a run
     return opened
 

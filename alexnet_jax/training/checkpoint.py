@@ -5,8 +5,6 @@ step gets `manifest.json`, the SHA-256 of every one of its files, written last; 
 manifest is not finished, a step that differs from it is damaged, and neither is ever loaded.
 """
 
-import hashlib
-import itertools
 import logging
 import operator
 import threading
@@ -23,7 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from alexnet_jax.config import UserError
 from alexnet_jax.parallel import processes
-from alexnet_jax.training.manifest import NAME, find_damage, write_manifest
+from alexnet_jax.training.manifest import find_sound, move_aside, take_back, write_manifest
 
 _logger = logging.getLogger(__name__)
 _BEST = 'eval/top1_error'
@@ -63,7 +61,9 @@ class Checkpoints:
         self._damaged = workdir / 'damaged'
         self._superseded = workdir / 'superseded'
         if not read_only:
-            processes.from_first(self._take_back_superseded)
+            processes.from_first(
+                lambda: take_back(self._superseded, self._directory, self._damaged)
+            )
         self._save_every_steps = save_every_steps
         self._sealer = futures.ThreadPoolExecutor(1, 'seal')
         self._sealing: futures.Future | None = None
@@ -180,18 +180,6 @@ class Checkpoints:
         if sealing is not None and self._superseded.exists():
             self._superseded.rmtree()
 
-    def _take_back_superseded(self) -> None:
-        """Undo a replacement of a step that a kill cut short."""
-        for old in self._superseded.iterdir() if self._superseded.exists() else ():
-            new = self._directory / old.name
-            if new.exists() and find_damage(new) is None:
-                continue
-            if new.exists():
-                self._set_aside(int(old.name))
-            old.rename(new)
-        if self._superseded.exists():
-            self._superseded.rmtree()
-
     def restore(
         self,
         abstract_state: Any,
@@ -229,44 +217,67 @@ class Checkpoints:
                     'use --config.evaluation.checkpoint=latest'
                 )
             steps = [step for step in steps if step == best]
-        bad: dict[int, str] = {}
-        for step in steps:
-            if (problem := find_damage(self._directory / str(step))) is None:
-                break
-            bad[step] = problem
-            _logger.warning('checkpoint %d is not used: %s', step, problem)
-        sound = [step for step in steps if step not in bad][:1]
-        if bad and not sound and not self._is_first_and_unfinished(steps):
-            raise UserError(
-                f'{"the best" if which == "best" else "no"} checkpoint in {self._directory} is '
-                f'{"not " if which == "best" else ""}sound: {steps[0]}: {bad[steps[0]]}; '
-                'restore one from a copy, or choose another --workdir to start anew'
-            )
+        elif which != 'latest':
+            steps = [step for step in steps if str(step) == which]
+        sound, bad = find_sound(self._directory, steps, which)
         if set_aside:
             for step in bad:
-                self._set_aside(step)
-        return sound[0] if sound else None
+                move_aside(self._directory / str(step), self._damaged)
+        return sound
 
-    def _is_first_and_unfinished(self, steps: list[int]) -> bool:
-        """Say whether all there is is one step that a kill left without its manifest."""
-        return len(steps) == 1 and not (self._directory / str(steps[0]) / NAME).exists()
+    def find(self, which: str = 'latest') -> tuple[int, dict[str, Any]] | None:
+        """Return step and meta of a sound checkpoint, chosen as `restore` does, None for none."""
+        step = processes.from_first(lambda: self._choose(which, set_aside=False))
+        return None if step is None else (step, self._read_meta(step))
+
+    def restore_params(self, step: int, abstract_params: Any) -> tuple[Any, dict[str, str]]:
+        """Restore of a step's parameters those that have the name, shape and dtype asked for.
+
+        Returns those, `{layer: {kernel, bias}}`, and for each other name that is there or asked for
+        what differs, such as `{'fc8.bias': 'float32[5] there, float32[10] here'}`.
+        """
+        saved = _flat(self._manager.item_metadata(step)['state']['params'])
+        have, want = _kinds(saved), _kinds(_flat(abstract_params))
+        others = {
+            name: f'{_describe(have.get(name))} there, {_describe(want.get(name))} here'
+            for name in sorted(have.keys() | want.keys())
+            if have.get(name) != want.get(name)
+        }
+        chosen = {k: leaf for k, leaf in _flat(abstract_params).items() if k not in others}
+        if not chosen:
+            return {}, others
+        tree = {'params': traverse_util.unflatten_dict(chosen, sep='.')}
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            restored = checkpointer.restore(
+                self._directory / str(step) / 'state',
+                args=ocp.args.PyTreeRestore(
+                    item=tree,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+                    partial_restore=True,
+                ),
+            )
+        return restored['params'], others
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
+            'meta'
+        ]
 
     def _restore_step(self, step, abstract_state, check_meta) -> Restored:
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        check_meta(meta['meta'])
+        meta = self._read_meta(step)
+        check_meta(meta)
         tree = _to_tree(abstract_state)
         self._check_leaves(step, tree)
         state = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(tree))
         )['state']
         evaluated = self._manager.metrics(step) is not None
-        return Restored(step, _from_tree(abstract_state, state), meta['meta'], evaluated)
+        return Restored(step, _from_tree(abstract_state, state), meta, evaluated)
 
     def _check_leaves(self, step: int, tree: Any) -> None:
         """Compare names, shapes and dtypes before Orbax would cast a dtype in silence."""
         saved = self._manager.item_metadata(step)['state']
-        have = {k: (v.shape, np.dtype(v.dtype)) for k, v in _flat(saved).items()}
-        want = {k: (v.shape, np.dtype(v.dtype)) for k, v in _flat(tree).items()}
+        have, want = _kinds(_flat(saved)), _kinds(_flat(tree))
         for name in sorted(have.keys() | want.keys()):
             if have.get(name) != want.get(name):
                 raise UserError(
@@ -274,23 +285,6 @@ class Checkpoints:
                     f'{name} is {_describe(have.get(name))} there and {_describe(want.get(name))} '
                     'here; use the configuration of that run or another --workdir'
                 )
-
-    def _set_aside(self, step: int) -> None:
-        """Move a step to WORKDIR/damaged, beside what is there already."""
-        self._damaged.mkdir(parents=True, exist_ok=True)
-        names = (self._damaged / f'{step}-{count}' for count in itertools.count(1))
-        (self._directory / str(step)).rename(next(n for n in names if not n.exists()))
-
-
-def parameters_sha256(params: Any) -> str:
-    """Return the SHA-256 over name, dtype, shape and little-endian bytes of all parameters."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(_flat(params).items()):
-        array = processes.whole(leaf)
-        array = array.astype(array.dtype.newbyteorder('<'))
-        digest.update(f'{name} {array.dtype.name} {array.shape} '.encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def _to_tree(state: Any) -> dict[str, Any]:
@@ -308,6 +302,10 @@ def _from_tree(template: Any, tree: Mapping[str, Any]) -> Any:
 
 def _flat(tree: Any) -> dict[str, Any]:
     return traverse_util.flatten_dict(dict(tree), sep='.')
+
+
+def _kinds(flat: Mapping[str, Any]) -> dict[str, tuple]:
+    return {name: (leaf.shape, np.dtype(leaf.dtype)) for name, leaf in flat.items()}
 
 
 def _describe(leaf: tuple | None) -> str:

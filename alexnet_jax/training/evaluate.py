@@ -33,15 +33,7 @@ def eval_step(
       Sums over the global batch: `examples`, `top1` and `top5` (errors, int32), `loss` (float), of
       the centre crop; with ten views `top1_10_views` and `top5_10_views`.
     """
-    collectives = model.collectives
-    images = collectives.gather_images(batch.images)
-    rows = copy_rows(model, batch.labels.shape[0])
-
-    def logits_of(view):
-        crops = augment.view(images, statistics, *view)
-        return model.apply({'params': params}, crops, rows)[0]
-
-    logits = jax.lax.map(logits_of, augment.view_corners(images.shape[1:], views))
+    logits = _logits(params, batch, statistics, model, augment, views)
     real = batch.mask.astype(bool)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits[0], batch.labels)
     sums = {
@@ -52,7 +44,34 @@ def eval_step(
     if views == 10:
         probabilities = jnp.mean(jax.nn.softmax(logits), axis=0)
         sums |= _errors(probabilities, batch.labels, real, '_10_views')
-    return collectives.sum_over_data(sums)
+    return model.collectives.sum_over_data(sums)
+
+
+def probability_step(
+    params: Any, batch: Any, statistics: Any, *, model: AlexNet, augment: Augment, views: int
+) -> dict[str, jax.Array]:
+    """Return the softmax outputs of one batch on one device; the arguments are `eval_step`'s.
+
+    Returns:
+      float [rows of this copy, classes] under `''`, those of the centre crop, and with ten views
+      under `'_10_views'` the mean of theirs (Paper 4.1).
+    """
+    outputs = jax.nn.softmax(_logits(params, batch, statistics, model, augment, views))
+    return {'': outputs[0]} | ({'_10_views': jnp.mean(outputs, axis=0)} if views == 10 else {})
+
+
+def _logits(
+    params: Any, batch: Any, statistics: Any, model: AlexNet, augment: Augment, views: int
+) -> jax.Array:
+    """Return the logits of each view, the centre first: [views, rows of this copy, classes]."""
+    images = model.collectives.gather_images(batch.images)
+    rows = copy_rows(model, batch.labels.shape[0])
+
+    def logits_of(view):
+        crops = augment.view(images, statistics, *view)
+        return model.apply({'params': params}, crops, rows)[0]
+
+    return jax.lax.map(logits_of, augment.view_corners(images.shape[1:], views))
 
 
 def _errors(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import jax
 import ml_collections
@@ -14,12 +14,12 @@ from alexnet_jax.config import Plan
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.augment import Augment
 from alexnet_jax.data.pipeline import Batch
-from alexnet_jax.data.sources import Dataset
+from alexnet_jax.data.sources import Dataset, Split
 from alexnet_jax.data.stats import Statistics
 from alexnet_jax.network.model import AlexNet, count_macs
 from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.parallel import processes
-from alexnet_jax.training.evaluate import eval_step
+from alexnet_jax.training.evaluate import eval_step, probability_step
 from alexnet_jax.training.optim import Optimizer, make_optimizer
 from alexnet_jax.training.step import TrainState, init_state, state_specs, train_step
 
@@ -119,6 +119,32 @@ class Experiment:
             out_specs=mesh_lib.REPLICATED,
             backend=self.config.parallel.backend,
         )
+
+    @functools.cache  # noqa: B019 - as above
+    def probability_step(self, views: int) -> Callable[..., dict[str, jax.Array]]:
+        """The jitted softmax outputs of global arrays, `(params, batch, statistics) -> outputs`."""
+        step = functools.partial(
+            probability_step, model=self.model, augment=self.augment, views=views
+        )
+        return mesh_lib.per_device(
+            step,
+            self.mesh,
+            in_specs=(self.specs.params, BATCH_SPECS, mesh_lib.REPLICATED),
+            out_specs=mesh_lib.LABELS,
+        )
+
+    def eval_batches(self, split: Split) -> Generator[Batch, None, None]:
+        """Yield every example of a split once, on the devices; close it to end its threads."""
+        size = self.config.evaluation.batch_size
+        rows = pipeline.local_rows(self.batch_shardings, size)
+        batches = pipeline.eval_batches(
+            split,
+            batch_size=size,
+            rows=rows,
+            read_threads=self.config.data.read_threads,
+            prefetch_batches=self.config.data.prefetch_batches,
+        )
+        return pipeline.to_device(batches, self.batch_shardings, batch_size=size, rows=rows)
 
 
 def build(config: ml_collections.ConfigDict, *, with_data: bool = True) -> Experiment:

@@ -15,10 +15,11 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.config import UserError
 from alexnet_jax.data import pipeline
 from alexnet_jax.metrics import RunLog
-from alexnet_jax.training import guard, provenance
-from alexnet_jax.training.checkpoint import Checkpoints, parameters_sha256
+from alexnet_jax.training import guard, pretrained, provenance
+from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.evaluate import evaluate
 from alexnet_jax.training.experiment import Experiment, build
+from alexnet_jax.training.manifest import parameters_sha256
 from alexnet_jax.training.step import TrainState
 
 _logger = logging.getLogger(__name__)
@@ -176,7 +177,11 @@ def _resume_or_init(
         set_aside=True,
     )
     if restored is None:
-        return experiment.init_state(), 0, False, {'name': 'started', **_devices(experiment)}
+        state, event = experiment.init_state(), {'name': 'started', **_devices(experiment)}
+        if source := experiment.config.training.init_from:
+            params, loaded = pretrained.init_params(experiment, state.params, source)
+            state, event = state.replace(params=params), {**event, **loaded}
+        return state, 0, False, event
     event = {'name': 'resumed', **_devices(experiment), **changes}
     return restored.state, restored.step, restored.evaluated, event
 
@@ -238,23 +243,13 @@ def _evaluate(
     experiment: Experiment, state: TrainState, views: int, stop: Callable[[], bool]
 ) -> dict[str, float] | None:
     assert experiment.dataset is not None
-    dataset, shardings = experiment.dataset, experiment.batch_shardings
-    size = experiment.config.evaluation.batch_size
-    rows = pipeline.local_rows(shardings, size)
-    batches = pipeline.eval_batches(
-        dataset.eval,
-        batch_size=size,
-        rows=rows,
-        read_threads=dataset.read_threads,
-        prefetch_batches=dataset.prefetch_batches,
-    )
-    on_device = pipeline.to_device(batches, shardings, batch_size=size, rows=rows)
-    with contextlib.closing(on_device):
+    split = experiment.dataset.eval
+    with contextlib.closing(experiment.eval_batches(split)) as batches:
         return evaluate(
             experiment.eval_step(views),
             state.params,
             experiment.statistics,
-            on_device,
-            len(dataset.eval),
+            batches,
+            len(split),
             stop=stop,
         )

@@ -1,13 +1,22 @@
-"""The digests of a checkpoint's files: the seal that says a step is whole and unchanged."""
+"""Digests of checkpoints' files and parameters; which steps are sound, which are set aside."""
 
 import contextlib
 import hashlib
+import itertools
 import json
+import logging
 import typing
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
+from flax import traverse_util
 
+from alexnet_jax.config import UserError
+from alexnet_jax.parallel import processes
+
+_logger = logging.getLogger(__name__)
 NAME = 'manifest.json'
 
 
@@ -35,6 +44,62 @@ def find_damage(directory: epath.Path) -> str | None:
         if _sha256(directory / name) != digests[name]:
             return f'its file {name} has changed since it was written'
     return None
+
+
+def find_sound(
+    directory: epath.Path, steps: Sequence[int], which: str
+) -> tuple[int | None, list[int]]:
+    """Return the first of the steps that is sound, None for none, and the damaged ones before it.
+
+    Raises UserError when there are some and none is sound, but for a first save that a kill left
+    without its manifest. `which` is what the user asked for: 'latest', 'best' or a step.
+    """
+    bad: dict[int, str] = {}
+    for step in steps:
+        if (problem := find_damage(directory / str(step))) is None:
+            return step, list(bad)
+        bad[step] = problem
+        _logger.warning('checkpoint %d is not used: %s', step, problem)
+    if len(bad) == 1 and not (directory / str(steps[0]) / NAME).exists():
+        return None, list(bad)
+    if bad:
+        words = 'the best checkpoint in {} is not' if which == 'best' else 'no checkpoint in {} is'
+        raise UserError(
+            f'{words.format(directory)} sound: {steps[0]}: {bad[steps[0]]}; '
+            'restore one from a copy, or choose another --workdir to start anew'
+        )
+    return None, []
+
+
+def move_aside(step: epath.Path, damaged: epath.Path) -> None:
+    """Move a step's directory to the damaged ones, beside what is there already."""
+    damaged.mkdir(parents=True, exist_ok=True)
+    names = (damaged / f'{step.name}-{count}' for count in itertools.count(1))
+    step.rename(next(name for name in names if not name.exists()))
+
+
+def take_back(superseded: epath.Path, directory: epath.Path, damaged: epath.Path) -> None:
+    """Undo a replacement of a step that a kill cut short."""
+    for old in superseded.iterdir() if superseded.exists() else ():
+        new = directory / old.name
+        if new.exists() and find_damage(new) is None:
+            continue
+        if new.exists():
+            move_aside(new, damaged)
+        old.rename(new)
+    if superseded.exists():
+        superseded.rmtree()
+
+
+def parameters_sha256(params: Any) -> str:
+    """Return the SHA-256 over name, dtype, shape and little-endian bytes of all parameters."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(traverse_util.flatten_dict(dict(params), sep='.').items()):
+        array = processes.whole(leaf)
+        array = array.astype(array.dtype.newbyteorder('<'))
+        digest.update(f'{name} {array.dtype.name} {array.shape} '.encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _files(directory: epath.Path) -> list[str]:

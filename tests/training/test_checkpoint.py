@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.config import UserError
 from alexnet_jax.parallel import mesh as mesh_lib
-from alexnet_jax.training import checkpoint as checkpoint_lib
 from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.manifest import parameters_sha256
 from alexnet_jax.training.optim import make_optimizer
 from alexnet_jax.training.step import TrainState
 from configs import tiny
@@ -356,10 +356,10 @@ def test_due(tmp_path):
 
 def test_sha256_sees_values_names_and_dtypes():
     params = _state().params
-    digest = checkpoint_lib.parameters_sha256(params)
-    assert digest == checkpoint_lib.parameters_sha256(jax.tree.map(jnp.asarray, params))
+    digest = parameters_sha256(params)
+    assert digest == parameters_sha256(jax.tree.map(jnp.asarray, params))
     renamed = {'conv': params['conv'], 'fd': params['fc']}
     nudged = jax.tree.map(lambda x: np.nextafter(x, np.float32(9)), params)
     wider = jax.tree.map(lambda x: x.astype(np.float64), params)
-    others = [checkpoint_lib.parameters_sha256(p) for p in (renamed, nudged, wider)]
+    others = [parameters_sha256(p) for p in (renamed, nudged, wider)]
     assert len({digest, *others}) == 4

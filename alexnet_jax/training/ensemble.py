@@ -1,0 +1,273 @@
+"""Several networks as one: their softmax outputs averaged, or mixed by searched weights."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.config import UserError
+from alexnet_jax.data import sources
+from alexnet_jax.data.sources import Split
+from alexnet_jax.metrics import read_rows
+from alexnet_jax.parallel import processes
+from alexnet_jax.training import provenance
+from alexnet_jax.training.experiment import Experiment, build
+from alexnet_jax.training.manifest import parameters_sha256
+from alexnet_jax.training.pretrained import read_only, workdir_of
+
+Outputs = dict[str, np.ndarray]  # softmax outputs [N, classes] under '' and '_10_views'
+_GAP = 1e-6  # the searched weights' log-loss is within this of the least one, in nats
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One network of an ensemble."""
+
+    place: str
+    step: int
+    epoch: float
+    sha256: str
+    config: Mapping[str, Any]  # as it was trained
+    init_data: str  # the data set of the run that it began from, '' for none
+    experiment: Experiment  # as it is evaluated
+    outputs: Outputs  # for the evaluation's examples
+    labels: np.ndarray  # int32 [N]
+    search_outputs: Outputs  # for those that the weights are searched on
+    search_labels: np.ndarray
+
+
+def evaluate_ensemble(config: ml_collections.ConfigDict) -> None:
+    """Evaluate the networks of `evaluation.ensemble` as one and print a line for each and for all.
+
+    Each has the network, augmentation and training split of its own configuration; data set,
+    evaluation and mesh are those of `config`. The last line is
+    `ensemble of N by mean|search top1_error X top5_error Y`, then the ten views'. All outputs are
+    held in memory: 0.2 GB a network for 50,000 examples of 1000 classes, twice that with ten views.
+    With `evaluation.ensemble_dir` they go there, too, as .npy files that NumPy reads.
+
+    Raises UserError for a member that is not there or is of another data set, and for weights
+    searched on examples that they are then judged by.
+    """
+    began = time.monotonic()
+    settings = config.evaluation
+    directory = epath.Path(settings.ensemble_dir) if settings.ensemble_dir else None
+    if directory and (directory / 'checkpoints').exists():
+        raise UserError(
+            f'config.evaluation.ensemble_dir = {directory} is the workdir of a run; name another'
+        )
+    split, search = _open_splits(config)
+    members = [_evaluate_member(config, place, split, search) for place in settings.ensemble]
+    _require_different(members)
+    weights = np.full(len(members), 1 / len(members))
+    if search:
+        best = [list(member.search_outputs.values())[-1] for member in members]
+        weights = search_weights(best, members[0].search_labels)
+    metrics = _metrics(mix(weights, [m.outputs for m in members]), members[0].labels)
+    if jax.process_index() > 0:
+        return
+    if directory:
+        directory.mkdir(parents=True, exist_ok=True)
+        provenance.save(members[0].experiment, directory)
+        _save(directory, members, weights)
+        row = {
+            'step': 0,
+            'epoch': 0.0,
+            'kind': 'eval',
+            'time_s': round(time.monotonic() - began, 3),
+        }
+        (directory / 'metrics.jsonl').write_text(json.dumps(row | metrics) + '\n')
+    for member, weight in zip(members, weights, strict=True):
+        words = _words(_metrics(member.outputs, member.labels))
+        print(
+            f'{member.place} weight {weight:.4f} step {member.step} sha256 {member.sha256} {words}'
+        )
+    print(f'ensemble of {len(members)} by {settings.ensemble_weights} {_words(metrics)}')
+
+
+def search_weights(outputs: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """Return the weights of the mixture with the least log-loss: [K], at least 0, their sum 1.
+
+    `outputs`: K arrays [N, classes]; `labels` int [N]. Each round of expectation-maximisation sets
+    w_k <- mean_n (w_k p_k / sum_j w_j p_j), p_k the probability that network k gives the label. The
+    loss is convex, and max_k mean_n (p_k / sum_j w_j p_j) - 1 bounds what is left to gain.
+    """
+    rows = np.arange(len(labels))
+    given = np.stack([_positive(output[rows, labels]) for output in outputs])
+    weights = np.full(len(outputs), 1 / len(outputs))
+    while True:
+        gains = np.mean(given / (weights @ given), axis=1)
+        if gains.max() - 1 < _GAP:
+            return weights
+        weights = weights * gains
+
+
+def mix(weights: np.ndarray, outputs: Sequence[Outputs]) -> Outputs:
+    """Return the weighted sums of the networks' outputs, in float64."""
+    mixed = {name: np.zeros(output.shape) for name, output in outputs[0].items()}
+    for weight, output in zip(weights, outputs, strict=True):
+        for name in mixed:
+            mixed[name] += weight * output[name].astype(np.float64)
+    return mixed
+
+
+def _metrics(outputs: Outputs, labels: np.ndarray) -> dict[str, float]:
+    """Return loss and errors under the names of an evaluation; of equal outputs the first wins."""
+    rows, metrics = np.arange(len(labels)), {}
+    metrics['eval/loss'] = float(-np.mean(np.log(_positive(outputs[''][rows, labels]))))
+    for name, output in outputs.items():
+        own = output[rows, labels][:, None]
+        earlier = np.arange(output.shape[1]) < labels[:, None]
+        before = np.sum((output > own) | ((output == own) & earlier), axis=1)
+        metrics[f'eval/top1_error{name}'] = float(np.mean(before >= 1))
+        metrics[f'eval/top5_error{name}'] = float(np.mean(before >= 5))
+    return metrics
+
+
+def _positive(probabilities: np.ndarray) -> np.ndarray:
+    """Return float64 probabilities whose logarithms are finite."""
+    return np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny)
+
+
+def _words(metrics: Mapping[str, float]) -> str:
+    errors = {name[len('eval/') :]: x for name, x in metrics.items() if name != 'eval/loss'}
+    return ' '.join(f'{name} {value:.4f}' for name, value in errors.items())
+
+
+def _as_trained(
+    config: ml_collections.ConfigDict, meta: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """Return `config` with the network, augmentation and training split of a saved run."""
+    saved = config_lib.flatten(meta['config'])
+    member = config.copy_and_resolve_references()
+    with member.unlocked(), member.ignore_type():
+        for name in config_lib.flatten(config):
+            section, _, field = name.rpartition('.')
+            own = name.startswith(('model.', 'augment.')) or name == 'data.train_split'
+            if own and name in saved:
+                target = member
+                for part in section.split('.'):
+                    target = target[part]
+                target[field] = saved[name]
+        member.data.train_examples = 0  # the run itself had the right ones
+    return member
+
+
+def _open_splits(config: ml_collections.ConfigDict) -> tuple[Split, Split | None]:
+    """Open the split to evaluate on, and the one to search weights on if they are searched."""
+    split = sources.open_dataset(**config.data).eval
+    if config.evaluation.ensemble_weights == 'mean':
+        return split, None
+    if not config.evaluation.ensemble_search_split:
+        raise UserError(
+            'config.evaluation.ensemble_weights = search needs examples to search on; for example '
+            "--config.evaluation.ensemble_search_split='train[:5%]'"
+        )
+    data = config.data.copy_and_resolve_references()
+    data.update(eval_split=config.evaluation.ensemble_search_split, eval_examples=0)
+    search = sources.open_dataset(**data).eval
+    if search.overlaps(split):
+        raise UserError(
+            f'config.evaluation.ensemble_search_split = {search.name!r} has examples that are in '
+            f'data.eval_split = {split.name!r}; search on others, or evaluate on others'
+        )
+    return split, search
+
+
+def _evaluate_member(
+    config: ml_collections.ConfigDict, place: str, split: Split, search: Split | None
+) -> Member:
+    with read_only(epath.Path(place), config.evaluation.checkpoint) as (checkpoints, step, meta):
+        if meta['data']['train_name'] != split.full_name:
+            raise UserError(
+                f'{place} was trained on {meta["data"]["train_name"]}, not {split.full_name}; '
+                'the networks of an ensemble share one data set'
+            )
+        experiment = build(_as_trained(config, meta))
+        params, others = checkpoints.restore_params(step, experiment.abstract_state().params)
+    if others:
+        name, difference = next(iter(others.items()))
+        raise UserError(f'{place} does not fit its own configuration: {name} is {difference}')
+    provenance.require_same_in_all_processes(experiment, 'evaluate')
+    outputs, labels = _predict(experiment, params, split)
+    search_outputs, search_labels = _predict(experiment, params, search) if search else ({}, labels)
+    examples = meta['data']['train_examples']
+    return Member(
+        place=place,
+        step=step,
+        epoch=step * meta['config']['training']['batch_size'] / examples,
+        sha256=parameters_sha256(params),
+        config=meta['config'],
+        init_data=_init_data(epath.Path(place)),
+        experiment=experiment,
+        outputs=outputs,
+        labels=labels,
+        search_outputs=search_outputs,
+        search_labels=search_labels,
+    )
+
+
+def _init_data(place: epath.Path) -> str:
+    """Return the data set of the run that a member's run began from, '' for none."""
+    started = read_rows(workdir_of(place) / 'metrics.jsonl')[:1]
+    return started[0].get('init_data', '') if started else ''
+
+
+def _require_different(members: Sequence[Member]) -> None:
+    places: dict[str, str] = {}
+    for member in members:
+        if member.sha256 in places:
+            raise UserError(
+                f'{places[member.sha256]} and {member.place} are the same network; name it once in '
+                'config.evaluation.ensemble'
+            )
+        places[member.sha256] = member.place
+
+
+def _predict(experiment: Experiment, params: Any, split: Split) -> tuple[Outputs, np.ndarray]:
+    """Return the softmax outputs for every example of a split, in its order, and the labels."""
+    step = experiment.probability_step(experiment.config.evaluation.final_views)
+    parts: dict[str, list[np.ndarray]] = {}
+    with contextlib.closing(experiment.eval_batches(split)) as batches:
+        for batch in batches:
+            outputs = step(params, batch, experiment.statistics)
+            real = processes.whole(batch.mask)
+            for name, array in {**outputs, 'labels': batch.labels}.items():
+                parts.setdefault(name, []).append(processes.whole(array)[real])
+    whole = {name: np.concatenate(rows) for name, rows in parts.items()}
+    labels = whole.pop('labels')
+    assert len(labels) == len(split), f'evaluated {len(labels)} examples of {len(split)}'
+    return whole, labels
+
+
+def _save(directory: epath.Path, members: Sequence[Member], weights: np.ndarray) -> None:
+    """Write labels.npy, member_I.npy, member_I_10_views.npy, the search's too, and members.json."""
+    arrays = {'labels': members[0].labels}
+    if members[0].search_outputs:
+        arrays['search_labels'] = members[0].search_labels
+    for index, member in enumerate(members):
+        arrays |= {f'member_{index}{views}': x for views, x in member.outputs.items()}
+        arrays |= {f'search_member_{index}{views}': x for views, x in member.search_outputs.items()}
+    for name, array in arrays.items():
+        with (directory / f'{name}.npy').open('wb') as file:
+            np.save(file, array, allow_pickle=False)
+    about = [
+        {
+            'place': member.place,
+            'step': member.step,
+            'epoch': round(member.epoch, 4),
+            'sha256': member.sha256,
+            'weight': float(weight),
+            'init_data': member.init_data,
+            'config': member.config,
+        }
+        for member, weight in zip(members, weights, strict=True)
+    ]
+    (directory / 'members.json').write_text(json.dumps(about, indent=1))

@@ -1,0 +1,350 @@
+"""`report reproduction`: a claim is measured by a finished run of its very configuration only."""
+
+import json
+import re
+
+import ml_collections
+import pytest
+from etils import epath
+
+from alexnet_jax import config as config_lib
+from alexnet_jax import paper, report, reproduction
+from configs import alexnet, digits
+
+TOP1 = '1 CNN, ILSVRC-2012 validation: top1 error 10 views'
+ONE_CROP = {'eval/loss': 1.8, 'eval/top1_error': 0.43, 'eval/top5_error': 0.2}
+ERRORS = {**ONE_CROP, 'eval/top1_error_10_views': 0.41, 'eval/top5_error_10_views': 0.19}
+
+
+def _change(config, fields):
+    with config.unlocked(), config.ignore_type():
+        for name, value in fields.items():
+            *path, last = name.split('.')
+            section = config
+            for part in path:
+                section = section[part]
+            section[last] = value
+
+
+def _write(root, name, fields=None, *, epoch=90.0001, started=None, config=None, **errors):
+    """Write the files of a finished run, as `train` leaves them."""
+    config = config or alexnet.get_config()
+    _change(config, fields or {})
+    directory = root / name
+    directory.mkdir(parents=True)
+    (directory / 'config.json').write_text(config_lib.to_json(config))
+    (directory / 'environment.json').write_text('{"git": "abc"}')
+    first = {'kind': 'event', 'event': 'started', **(started or {})}
+    rows = [
+        {'step': 0, 'epoch': 0.0, **first},
+        {'step': 900, 'epoch': 45.0, 'kind': 'eval', **ERRORS, 'eval/top1_error_10_views': 0.9},
+        {'step': 1800, 'epoch': epoch, 'kind': 'train', 'train/loss': 1.0},
+        {'step': 1800, 'epoch': epoch, 'kind': 'eval', **{**ERRORS, **errors}},
+    ]
+    (directory / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return directory
+
+
+def _report(root):
+    return reproduction.reproduction(epath.Path(root))
+
+
+def _rows(root):
+    return {row['claim']: row for row in _report(root)['rows']}
+
+
+def _measured(root):
+    return {name for name, row in _rows(root).items() if row['status'] == 'measured'}
+
+
+def test_the_paper_s_configuration_is_that_of_table_2():
+    """The constants of paper.py and configs/alexnet.py, written apart, say the same network."""
+    flat = config_lib.flatten(alexnet.get_config())
+    run = reproduction.Run('x', flat, 90.0, {})
+    by_name = {experiment.name: experiment for experiment in paper.EXPERIMENTS}
+    assert not reproduction.differences(by_name['1 CNN, ILSVRC-2012 validation'], run)
+
+
+def test_every_field_defines_a_claim_or_is_free():
+    undecided = [
+        name
+        for name in config_lib.FIELDS
+        if name not in paper.ALEXNET and not name.startswith(reproduction.FREE)
+    ]
+    assert not undecided, f'give {undecided} a value in paper.ALEXNET, or name them free'
+    assert set(paper.ALEXNET) <= set(config_lib.FIELDS)
+    for experiment in paper.EXPERIMENTS:
+        assert set(experiment.fields or {}) <= set(paper.ALEXNET), experiment.name
+        assert (experiment.fields is None) == bool(experiment.note), experiment.name
+
+
+def test_figures_of_the_paper():
+    """Table 1, Table 2 and the drops of Paper 3, as read in the paper."""
+    claims = {(c.experiment, c.metric, c.less): c for c in paper.CLAIMS}
+    assert len(claims) == len(paper.CLAIMS)
+    names = {experiment.name for experiment in paper.EXPERIMENTS}
+    assert {c.experiment for c in paper.CLAIMS} == names
+    one, ten = 'eval/top1_error', 'eval/top1_error_10_views'
+    assert claims['1 CNN, ILSVRC-2010 test', ten, ''].paper == 37.5
+    assert claims['1 CNN, ILSVRC-2010 test', one, ''].paper == 39.0
+    assert claims['7 CNNs*, ILSVRC-2012 validation', ten, ''].paper == 36.7
+    for claim in paper.CLAIMS:  # the drops of the author's runs are those of their logs
+        if claim.less and claim.run_2012 is not None:
+            own = claims[claim.experiment, claim.metric, ''].run_2012
+            base = claims[claim.less, claim.metric, ''].run_2012
+            assert claim.run_2012 == pytest.approx(own - base, abs=1e-9)
+        if claim.run_2012 and claim.paper:  # and they round to the paper's, footnotes apart
+            assert claim.run_2012 == pytest.approx(claim.paper, abs=0.051)
+
+
+def test_a_run_of_the_claim_s_configuration_is_measured(tmp_path):
+    _write(tmp_path, 'any name')
+    row = _rows(tmp_path)[TOP1]
+    assert (row['paper'], row['run_2012']) == (40.7, 40.664)
+    assert (row['ours'], row['seeds'], row['status']) == (41.0, 1, 'measured')
+    assert row['runs'] == ['any name']
+    assert _measured(tmp_path) == {TOP1, TOP1.replace('top1', 'top5')}
+
+
+def test_seeds_count_once_and_give_the_spread(tmp_path):
+    for name, seed, error in (('a', 0, 0.40), ('copy of a', 0, 0.42), ('b', 7, 0.43)):
+        _write(tmp_path, name, {'seed': seed}, **{'eval/top1_error_10_views': error})
+    row = _rows(tmp_path)[TOP1]
+    assert (row['ours'], row['min'], row['max'], row['seeds']) == (42.0, 41.0, 43.0, 2)
+    assert row['runs'] == ['a', 'b', 'copy of a']
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [
+        {'model.towers': 1},
+        {'model.conv2.features': 128},
+        {'model.conv1.lrn': False, 'model.lrn.n': 3},
+        {'model.dropout': 0.4},
+        {'model.num_classes': 250},
+        {'augment.colour_std': 0.2},
+        {'data.train_examples': 0},
+        {'data.eval_split': 'train'},
+        {'data.name': 'imagenet2012_mine'},
+        {'optim.weight_decay': 0.0},
+        {'training.batch_size': 256},
+    ],
+    ids=str,
+)
+def test_another_configuration_is_not_that_of_the_claim(tmp_path, fields):
+    _write(tmp_path, '1 CNN, ILSVRC-2012 validation', fields)
+    assert not _measured(tmp_path)
+    assert len(_report(tmp_path)['others']) == 4
+
+
+def test_a_field_that_this_version_does_not_know_could_mean_anything(tmp_path):
+    directory = _write(tmp_path, 'new')
+    config = json.loads((directory / 'config.json').read_text())
+    config['model']['shortcut'] = True
+    (directory / 'config.json').write_text(json.dumps(config))
+    assert not _measured(tmp_path)
+
+
+def test_fields_that_define_nothing_may_differ(tmp_path):
+    fields = {
+        'seed': 3,
+        'parallel.model': 2,
+        'data.dir': '/data',
+        'data.name': 'imagenet2012:5.1.256',
+        'optim.schedule': 'steps',
+        'optim.drop_epochs': (25.0, 51.0),
+        'training.eval_every_epochs': 0.0,
+        'model.conv6.kernel': 5,  # there is no conv6
+    }
+    _write(tmp_path, 'a', fields)
+    directory = _write(tmp_path, 'b', {'seed': 4})
+    config = json.loads((directory / 'config.json').read_text())
+    del config['training']['init_from']  # of a version that did not have it
+    (directory / 'config.json').write_text(json.dumps(config))
+    assert _rows(tmp_path)[TOP1]['seeds'] == 2
+
+
+@pytest.mark.parametrize('epoch', [60.0, 96.0])
+def test_a_run_of_another_length_is_no_claim_s(tmp_path, epoch):
+    _write(tmp_path, 'a', {'training.total_epochs': epoch}, epoch=epoch)
+    assert not _measured(tmp_path)
+
+
+def test_ablations_are_differences_of_two_runs(tmp_path):
+    name = 'no response norm: top1 error 10 views, above that of 1 CNN, ILSVRC-2012 validation'
+    no_norm = {'model.conv1.lrn': False, 'model.conv2.lrn': False}
+    _write(tmp_path, 'a', no_norm, **{'eval/top1_error_10_views': 0.43})
+    assert name not in _measured(tmp_path)
+    assert 'no response norm: top1 error 10 views' in _measured(tmp_path)
+    _write(tmp_path, 'b', {'seed': 0}, **{'eval/top1_error_10_views': 0.40})
+    _write(tmp_path, 'c', {'seed': 1}, **{'eval/top1_error_10_views': 0.42})
+    row = _rows(tmp_path)[name]
+    assert (row['paper'], row['ours'], row['min'], row['max']) == (1.4, 2.0, 1.0, 3.0)
+    assert row['seeds'] == 1
+    assert row['runs'] == ['a', 'b', 'c']
+
+
+def test_one_gpu_and_2010(tmp_path):
+    fields = {
+        'data.name': 'imagenet2010',
+        'data.eval_split': 'test',
+        'data.train_examples': 1_261_406,
+        'data.eval_examples': 150_000,
+    }
+    _write(tmp_path, 'two', fields)
+    half = {'conv1': 48, 'conv2': 128, 'conv3': 192, 'conv4': 192}
+    fields |= {f'model.{layer}.features': features for layer, features in half.items()}
+    _write(tmp_path, 'one', {**fields, 'model.towers': 1})
+    rows = _rows(tmp_path)
+    assert rows['1 CNN, ILSVRC-2010 test: loss']['ours'] == 1.8  # nats, not percent
+    name = 'one GPU, ILSVRC-2010 test: top1 error 10 views, above that of 1 CNN, ILSVRC-2010 test'
+    assert (rows[name]['paper'], rows[name]['ours']) == (1.7, 0.0)
+    assert TOP1 not in _measured(tmp_path)
+
+
+def test_cnn_star_needs_its_first_data_set(tmp_path):
+    fields = {'model.conv6.features': 256, 'training.init_from': 'runs/2011'}
+    _write(tmp_path, 'a', fields, started={'init_data': 'imagenet2010/1.0.256'})
+    assert not _measured(tmp_path)
+    _write(tmp_path, 'b', fields, started={'init_data': 'imagenet_fall2011/1.0.0'}, epoch=90.0)
+    assert {name.partition(',')[0] for name in _measured(tmp_path)} == {'1 CNN*'}
+
+
+def _write_ensemble(root, name, seeds, fields=None):
+    config = alexnet.get_config()
+    config.evaluation.ensemble = tuple(f'runs/{seed}' for seed in seeds)
+    directory = _write(root, name, config=config)
+    members = []
+    for index, seed in enumerate(seeds):
+        member = alexnet.get_config()
+        _change(member, {'seed': seed, **(fields or {}).get(index, {})})
+        members.append(
+            {
+                'place': f'runs/{seed}',
+                'step': 900_821,
+                'epoch': 90.0,
+                'init_data': '',
+                'config': member.to_dict(),
+            }
+        )
+    row = {'step': 0, 'epoch': 0.0, 'kind': 'eval', **ERRORS}
+    (directory / 'metrics.jsonl').write_text(json.dumps(row) + '\n')
+    (directory / 'members.json').write_text(json.dumps(members))
+    return directory
+
+
+def test_an_ensemble_is_of_five_different_runs(tmp_path):
+    name = '5 CNNs, ILSVRC-2012 validation: top1 error 10 views'
+    _write_ensemble(tmp_path, 'four', [0, 1, 2, 3])
+    _write_ensemble(tmp_path, 'twice', [0, 1, 2, 3, 3])
+    _write_ensemble(tmp_path, 'other', [0, 1, 2, 3, 4], {2: {'model.dropout': 0.4}})
+    assert not _measured(tmp_path)
+    directory = _write_ensemble(tmp_path, 'five', [0, 1, 2, 3, 4])
+    row = _rows(tmp_path)[name]
+    assert (row['ours'], row['seeds'], row['runs']) == (41.0, 1, ['five'])
+    members = json.loads((directory / 'members.json').read_text())
+    members[0]['epoch'] = 45.0
+    (directory / 'members.json').write_text(json.dumps(members))
+    assert name not in _measured(tmp_path)
+    reasons = {row['run']: row['reason'] for row in _report(tmp_path)['left_out']}
+    assert re.search(
+        'ended at step 900821, epoch 45, and was to go on to epoch 90', reasons['five']
+    )
+
+
+def _rewrite(name, change):
+    def damage(directory):
+        path = directory / name
+        path.write_text(change(path.read_text()))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ('damage', 'words'),
+    [
+        (lambda d: (d / 'config.json').unlink(), r'config\.json cannot be read'),
+        (lambda d: (d / 'environment.json').unlink(), r'environment\.json cannot be read'),
+        (lambda d: (d / 'metrics.jsonl').unlink(), r'metrics\.jsonl cannot be read'),
+        (_rewrite('metrics.jsonl', lambda text: text[:-5]), 'last line .* is cut short'),
+        (_rewrite('metrics.jsonl', lambda text: ''), 'it has no evaluation'),
+        (_rewrite('metrics.jsonl', lambda t: t.replace('"step": 900', 'step')), 'is damaged'),
+        (_rewrite('metrics.jsonl', lambda t: t.replace('"kind"', '"kynd"')), r"KeyError: 'kind'"),
+        (_rewrite('metrics.jsonl', lambda t: t.replace('0.41', '41.0')), 'evaluation is damaged'),
+        (_rewrite('metrics.jsonl', lambda t: t.replace('0.41', 'NaN')), 'evaluation is damaged'),
+        (_rewrite('metrics.jsonl', lambda t: t.replace('0.41', '"x"')), 'damaged'),
+        (_rewrite('metrics.jsonl', lambda t: '\n'.join(t.split('\n')[:-2]) + '\n'), 'at its last'),
+        (_rewrite('metrics.jsonl', lambda t: t.replace('90.0001', '89.0')), 'go on to epoch 90'),
+        (_rewrite('config.json', lambda text: text[:100]), r'config\.json is damaged'),
+        (_rewrite('config.json', lambda text: '[]'), 'files are damaged'),
+        (_rewrite('config.json', lambda t: t.replace('"seed"', '"sed"')), r"KeyError: 'seed'"),
+        (
+            _rewrite('config.json', lambda t: t.replace('"total_steps": 0', '"total_steps": 1801')),
+            'ended at step 1800, .* was to go on to step 1801',
+        ),
+    ],
+)
+def test_what_is_not_finished_or_damaged_is_left_out_by_name(tmp_path, damage, words):
+    damage(_write(tmp_path, 'a'))
+    found = _report(tmp_path)
+    assert not _measured(tmp_path)
+    assert not found['others']
+    assert [row['run'] for row in found['left_out']] == ['a']
+    assert re.search(words, found['left_out'][0]['reason']), found['left_out']
+
+
+def test_small_runs_stand_in_a_table_of_their_own(tmp_path, capsys):
+    runs = tmp_path / 'runs'
+    for seed, error in ((0, 0.01), (1, 0.02)):
+        _write(
+            runs,
+            f'digits{seed}',
+            {'seed': seed},
+            config=digits.get_config(),
+            **{'eval/top1_error': error},
+        )
+    _write(runs, 'half', epoch=45.0)
+    file = tmp_path / 'report.md'
+    assert report.main(['reproduction', '--runs', str(runs), '--output', str(file), '--json']) == 0
+    wrote, last = capsys.readouterr().out.splitlines()
+    assert wrote == f'wrote {file}'
+    found = json.loads(last)
+    assert all(row['status'] == 'not run' and row['ours'] is None for row in found['rows'])
+    top1 = next(row for row in found['others'] if row['metric'] == 'eval/top1_error')
+    assert (top1['data'], top1['ours'], top1['seeds']) == ('digits test', 1.5, 2)
+    assert set(found['rows'][0]) >= {'claim', 'paper', 'run_2012', 'ours', 'seeds', 'status'}
+    text = file.read_text()
+    claims, others = text.split('## Other runs')
+    assert '| digits test | top1 error | 1.50 (1.00 to 2.00) | 2 | 90.0001 |' in others
+    assert 'digits' not in claims
+    assert f'| {TOP1} | 40.7 | 40.664 | - | 0 | not run | Paper Table 2; #145 |' in claims
+    assert '- half: it ended at step 1800, epoch 45' in others
+    assert report.main(['reproduction', '--runs', str(runs)]) == 0
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--runs', '{tmp}/none'], r'none is no folder; name that of the workdirs with --runs'),
+        (['--runs', '{tmp}', '--output', '{tmp}/no/x.md'], r'cannot write .*x\.md'),
+    ],
+)
+def test_errors_are_one_line(tmp_path, capsys, arguments, words):
+    assert report.main(['reproduction', *(a.format(tmp=tmp_path) for a in arguments)]) == 2
+    err = capsys.readouterr().err
+    assert err.count('\n') == 1
+    assert re.search(words, err)
+
+
+def test_the_committed_results_are_read():
+    found = _report('results')
+    assert not found['left_out']
+    assert {row['data'] for row in found['others']} >= {'digits test'}
+
+
+def test_config_dicts_survive_json():
+    config = alexnet.get_config()
+    back = config_lib.flatten(json.loads(config_lib.to_json(config)))
+    assert back == config_lib.flatten(config)
+    assert isinstance(config, ml_collections.ConfigDict)
