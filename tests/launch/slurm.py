@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+ACTIVE = ('PENDING', 'CONFIGURING', 'RUNNING', 'COMPLETING')
 PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'scontrol', 'squeue', 'scancel')
 # Debian puts the daemons where only root looks.
 PATH = f'{os.environ["PATH"]}:/usr/sbin:/sbin'
@@ -28,8 +29,6 @@ StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool
 SlurmctldPidFile={root}/slurmctld.pid
 SlurmdPidFile={root}/slurmd.pid
-SlurmctldLogFile={root}/slurmctld.log
-SlurmdLogFile={root}/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -60,7 +59,7 @@ class Slurm:
         run = subprocess.run(
             command, capture_output=True, text=True, timeout=60, env=environment, **options
         )
-        assert run.returncode == 0, f'{command}: {run.stdout}{run.stderr}\n{self.logs()}'
+        assert run.returncode == 0, f'{command}: {run.stdout}{run.stderr}\n{self.log()}'
         return run.stdout.strip()
 
     def field(self, job: str, name: str) -> str:
@@ -68,18 +67,17 @@ class Slurm:
         words = self('scontrol', 'show', 'job', job, '--oneliner').split()
         return next(w.split('=', 1)[1] for w in words if w.startswith(f'{name}='))
 
-    def wait(self, job: str, *states: str, timeout_s: float) -> str:
-        """Wait until a job is in one of these states; return it."""
+    def wait(self, job: str, state: str, timeout_s: float) -> None:
+        """Wait until a job is in this state; fail when it ends in another."""
         end = time.monotonic() + timeout_s
-        while (state := self.field(job, 'JobState')) not in states:
-            assert time.monotonic() < end, f'job {job} is {state}\n{self.logs()}'
-            time.sleep(0.2)
-        return state
+        while (now := self.field(job, 'JobState')) != state:
+            assert now in ACTIVE and time.monotonic() < end, f'job {job} is {now}\n{self.log()}'
+            time.sleep(0.3)
 
-    def logs(self) -> str:
-        """Return the ends of the daemons' logs, for a failed test."""
-        logs = self.root.glob('*.log')
-        return '\n'.join(f'{log}:\n' + log.read_text(errors='replace')[-3000:] for log in logs)
+    def log(self) -> str:
+        """Return the end of what slurmctld and slurmd have to say, for a failed test."""
+        texts = [(self.root / f'{name}.log').read_text() for name in ('slurmctld', 'slurmd')]
+        return '\n'.join(line for text in texts for line in text.splitlines()[-15:])
 
 
 @contextlib.contextmanager
@@ -104,7 +102,7 @@ def running(root: Path) -> Iterator[Slurm]:
     commands = [
         # --force: the directory of a test may be writable for more people than munged likes.
         ['munged', '--foreground', '--force', f'--key-file={root}/munge.key']
-        + [f'--{name}-file={root}/munge.{name}' for name in ('pid', 'seed', 'log')]
+        + [f'--{name}-file={root}/munge.{name}' for name in ('pid', 'seed')]
         + [f'--socket={root}/munge.socket', '--num-threads=1'],
         ['slurmctld', '-D'],
         ['slurmd', '-D'],
@@ -113,7 +111,7 @@ def running(root: Path) -> Iterator[Slurm]:
         for command in commands:
             program = shutil.which(command[0], path=PATH)
             assert program, command
-            log = stack.enter_context(open(root / f'{command[0]}.out.log', 'w'))
+            log = stack.enter_context(open(root / f'{command[0]}.log', 'w'))
             daemon = subprocess.Popen(
                 [program, *command[1:]], stdout=log, stderr=log, env=slurm.environment
             )
@@ -138,7 +136,7 @@ def _idle(slurm: Slurm) -> bool:
 def _wait_for(condition, slurm: Slurm) -> None:
     end = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < end, slurm.logs()
+        assert time.monotonic() < end, slurm.log()
         time.sleep(0.2)
 
 

@@ -27,7 +27,8 @@ def test_bash_can_parse_it(script):
 def test_shellcheck_has_nothing_to_say(script):
     shellcheck = Path(sysconfig.get_path('scripts')) / 'shellcheck'
     run = subprocess.run(
-        [shellcheck, '--external-sources', script], cwd=ROOT, capture_output=True, text=True
+        # SC2329: it does not see that a trap calls a function.
+        [shellcheck, '--external-sources', '--exclude=SC2329', script], cwd=ROOT, capture_output=True, text=True
     )
     assert (run.returncode, run.stdout + run.stderr) == (0, '')
 

@@ -1,0 +1,79 @@
+#!/bin/bash
+# Keep a run going on a spot TPU VM until it is done: make the VM anew when it is taken away, start
+# the run again when it ends with 75, 134, 137 or 143, stop at 1 and 2.
+#
+#   NAME=alexnet ZONE=us-central1-a TYPE=v5litepod-16 launch/tpu_vm/babysit.sh \
+#       --config=configs/alexnet.py --workdir=/mnt/runs/one --data_dir=/mnt/data
+#
+# Leave it in tmux on a machine that stays on. What create.sh reads may be set here as well.
+set -uo pipefail
+
+: "${NAME:?of the TPU VM}" "${ZONE:?where the TPUs are}" "${TYPE:?for example v5litepod-16}"
+MAX_STARTS=${MAX_STARTS:-50}  # of the run, and tries to make a VM
+POLL_S=${POLL_S:-60}
+MAX_SILENCE=${MAX_SILENCE:-10}  # polls without an answer of any host, then the VM is made anew
+here=$(dirname "${BASH_SOURCE[0]}")
+export NAME ZONE TYPE
+
+say() { echo "$(date '+%F %T') $*" >&2; }
+
+# Print what is with the VM: its state in Google's words, GONE, or UNKNOWN when nobody answers.
+vm() {
+  local answer
+  if answer=$(gcloud compute tpus tpu-vm describe "$NAME" --zone="$ZONE" --format='value(state)' 2>&1); then
+    tail -n 1 <<<"$answer"
+  elif [[ $answer == *NOT_FOUND* ]]; then
+    echo GONE
+  else
+    echo UNKNOWN
+  fi
+}
+
+# Print what is with the run: running, none, silent, or the exit code that counts most.
+run() {
+  local states
+  states=$("$here/run.sh" state 2>/dev/null | sed -n 's/^state //p')
+  for state in 1 2 75 134 137 143 running none; do
+    if grep -qx "$state" <<<"$states"; then echo "$state"; return; fi
+  done
+  sort -rn <<<"${states:-silent}" | head -n 1
+}
+
+starts=0 silence=0
+again() {
+  ((starts < MAX_STARTS)) || { say "started $MAX_STARTS times: not again"; exit 75; }
+  starts=$((starts + 1))
+  say "$1: start $starts of at most $MAX_STARTS"
+}
+
+while true; do
+  state=$(vm)
+  case $state in
+    READY) state=$(run) ;;
+    GONE | PREEMPTED | TERMINATED | STOPPED) state=lost ;;
+    UNKNOWN) say "Google does not answer" ;;
+    *) ;;  # it is being made or mended
+  esac
+  if [[ $state == silent ]]; then silence=$((silence + 1)); else silence=0; fi
+  if ((silence > MAX_SILENCE)); then state=lost silence=0; fi
+  case $state in
+    0) say "done"; exit 0 ;;
+    75 | 134 | 137 | 143)
+      again "the run ended with $state"
+      "$here/run.sh" stop
+      "$here/run.sh" start "$@"
+      ;;
+    none)
+      again "nothing runs"
+      "$here/run.sh" start "$@"
+      ;;
+    lost)
+      again "the TPU VM is lost"
+      gcloud compute tpus tpu-vm delete "$NAME" --zone="$ZONE" --quiet
+      if "$here/create.sh"; then "$here/run.sh" start "$@"; fi
+      ;;
+    [A-Z]* | running | silent) ;;
+    *) say "the run ended with $state: not again"; exit "$state" ;;
+  esac
+  sleep "$POLL_S"
+done
