@@ -6,6 +6,8 @@ python -m alexnet_jax.benchmark prepare --source=DIR|TAR [--json]
 
     input        images a second of the host's part: records read, decoded and made into batches
     prepare      photographs decoded and resized, written as records by one and two workers
+    prediction   step time, efficiency and cost on clusters, computed from counted operations and
+                 bytes; --assume=NAME=VALUE,... changes what it takes for granted
 
 Without --config it is configs/alexnet.py. Measure on a machine that does nothing else.
 Exit codes: 0 done, 1 a bug (traceback), 2 yours to mend (one line).
@@ -18,12 +20,19 @@ from typing import Any
 from absl import flags
 
 from alexnet_jax import command_line
-from alexnet_jax.benchmarks import input, prepare
+from alexnet_jax.benchmarks import input, prediction, prepare
 
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object as the last line.')
 _SOURCE = flags.DEFINE_string('source', '', 'Photographs for prepare: a folder or a tar.')
+_ASSUME = flags.DEFINE_list('assume', [], 'For a prediction: NAME=VALUE,... as it prints them.')
 
-_BENCHMARKS = {'input': input.measure, 'prepare': lambda config: prepare.measure(_SOURCE.value)}
+_BENCHMARKS = {
+    'input': input.measure,
+    'prepare': lambda config: prepare.measure(_SOURCE.value),
+    'prediction': lambda config: prediction.predict(
+        config, prediction.Assumptions.parse(_ASSUME.value)
+    ),
+}
 
 
 def run(argv: Sequence[str]) -> int:

@@ -29,7 +29,7 @@ FLOORS = (
     | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'}
     | {'training.provenance', 'training.pretrained', 'training.ensemble'},
     {'command_line', 'reproduction'}
-    | {'benchmarks.timing', 'benchmarks.input', 'benchmarks.prepare'},
+    | {'benchmarks.timing', 'benchmarks.input', 'benchmarks.prepare', 'benchmarks.prediction'},
     {'main', 'prepare', 'figures', 'benchmark', 'report'},
 )
 ARROWS = {

@@ -23,7 +23,7 @@ SlurmdPort={slurmd_port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-# A requeued job starts only when its old credential has expired: seconds, not the default two minutes.
+# A requeued job starts when its old credential has expired: seconds, not the default two minutes.
 AuthInfo=socket={root}/munge.socket,cred_expire=5
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool
@@ -71,7 +71,8 @@ class Slurm:
         """Wait until a job is in this state; fail when it ends in another."""
         end = time.monotonic() + timeout_s
         while (now := self.field(job, 'JobState')) != state:
-            assert now in ACTIVE and time.monotonic() < end, f'job {job} is {now}\n{self.log()}'
+            waiting = now in ACTIVE and time.monotonic() < end
+            assert waiting, f'job {job} is {now}\n{self.log()}'
             time.sleep(0.3)
 
     def log(self) -> str:

@@ -1,4 +1,4 @@
-"""The JobSets and the service account: against the models of the API, and as JAX asks the cluster."""
+"""The JobSets and the service account, against the API's models and as JAX asks a cluster."""
 
 import copy
 import http.server
@@ -209,7 +209,7 @@ class Cluster(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def detect(jobset, monkeypatch):
     """What JAX finds in pod 2 of the JobSet, in a cluster that grants what the role says."""
-    account, role, binding = yaml.safe_load_all((K8S / 'service_account.yaml').read_text())
+    _, role, _ = yaml.safe_load_all((K8S / 'service_account.yaml').read_text())
 
     def run(role: dict = role) -> tuple:
         handler = type('Handler', (Cluster,), {'jobset': jobset('gpu'), 'role': role})

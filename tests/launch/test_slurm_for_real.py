@@ -1,7 +1,7 @@
 """The sbatch files on a real Slurm on this machine; not part of a plain `pytest`.
 
-    apt-get install slurm-wlm munge      # Debian, Ubuntu; nothing needs to be configured or started
-    python -m pytest -m slurm
+apt-get install slurm-wlm munge      # Debian, Ubuntu; nothing needs to be configured or started
+python -m pytest -m slurm
 """
 
 import json

@@ -14,9 +14,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TPU_VM = ROOT / 'launch' / 'tpu_vm'
-# Writes each call, arguments and calls apart by ASCII's separators. The answers are the lines of the files `vm` (to
-# `describe`) and `hosts` (to `ssh ... state`, hosts apart by commas), one for each question; with
-# one line left it stays. CREATE is the exit code of a creation.
+# Writes each call, arguments and calls apart by ASCII's separators. The answers are the lines of
+# the files `vm` (to `describe`) and `hosts` (to `ssh ... state`, hosts apart by commas), one for
+# each question; with one line left it stays. CREATE is the exit code of a creation.
 GCLOUD = r"""#!/bin/bash
 cd "$RECORD"
 printf '%s\037' "$@" >>calls

@@ -1,0 +1,244 @@
+"""Predict the step of a mesh from counted operations and bytes. Nothing here is measured.
+
+    step = operations / (peak x MFU) + sum over collectives of (bytes sent / bandwidth + latency)
+
+To gather or reduce-scatter an array, each of a group of p devices sends (p - 1) / p of its bytes;
+to sum it everywhere, twice that. Copies that share a node first reduce there, so that a device
+sends only its part to the other nodes. The operations are those of `training_flops`, the same for
+every mesh; what the mesh changes is what is sent. Input, memory and the host are left out.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import linen as nn
+
+from alexnet_jax.config import UserError
+from alexnet_jax.network.model import AlexNet, abstract_variables, count_macs, training_flops
+from alexnet_jax.parallel.collectives import MODEL_AXES, Collectives
+
+_PASSES = {'gather': 1, 'scatter': 1, 'sum': 2}  # over the group's ring; 'scatter' sums, too
+_LIMIT = 2**16  # devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Assumptions:
+    """What the prediction takes for granted; the defaults describe a cluster of H100s."""
+
+    devices: tuple[int, ...] = (8, 64, 512)
+    images_per_device: int = 128  # 0: training.batch_size, however many devices there are
+    peak_tflops: float = 989.0  # of a device; H100 SXM, bfloat16, dense, by its data sheet
+    mfu: float = 0.3  # part of the peak that a device reaches between collectives
+    devices_per_node: int = 8
+    link_gb_s: float = 360.0  # one way, between devices of a node; 80 % of NVLink 4
+    network_gb_s: float = 40.0  # one way, a device's part of the network; 80 % of 400 Gbit/s
+    latency_us: float = 10.0  # of a collective, for each doubling of its group
+    overlap: float = 0.0  # part of the gradients' time hidden behind the arithmetic
+    device_hour: float = 2.5  # price; an example, no quotation
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> 'Assumptions':
+        """Read `name=value`, for devices `8+64`; raise UserError for what cannot be read."""
+        given: dict[str, Any] = {}
+        defaults = dataclasses.asdict(cls())
+        for word in words:
+            name, _, value = word.partition('=')
+            if name not in defaults:
+                raise UserError(f'--assume={word}: name one of {", ".join(defaults)}')
+            try:
+                kind = type(defaults[name])
+                given[name] = tuple(map(int, value.split('+'))) if kind is tuple else kind(value)
+            except ValueError as error:
+                raise UserError(f'--assume={word}: {value!r} is not a number') from error
+        assumed = cls(**given)
+        positive = dataclasses.asdict(assumed) | {'devices': min(assumed.devices)}
+        for name in ('images_per_device', 'latency_us', 'overlap', 'device_hour'):  # may be 0
+            positive[name] += 1
+        if wrong := [name for name, value in positive.items() if not value > 0]:
+            raise UserError(f'--assume={wrong[0]}={given[wrong[0]]} is too small')
+        return assumed
+
+
+class Transfer(NamedTuple):
+    """One collective of a step."""
+
+    part: str  # 'images', 'activations' or 'gradients'
+    kind: str  # 'gather', 'scatter' or 'sum'
+    axes: tuple[str, ...]
+    size: int  # bytes of the array, gathered or not yet scattered
+
+
+class Counted(NamedTuple):
+    """What a network costs, whatever the mesh."""
+
+    flops: int  # of an image's training step
+    parameters: list[tuple[int, set[str]]]  # size of each array, and the mesh axes that split it
+    meet: dict[str, int]  # layers that see both towers: values of an image at their input
+
+
+def predict(config: ml_collections.ConfigDict, assumed: Assumptions) -> dict[str, Any]:
+    """Return times, efficiency and cost of data parallelism, two towers and one weird trick.
+
+    Flat: `two_towers/64/step_ms` is for 64 devices; all that was assumed stands first.
+    `pays_up_to` is the largest power of two of devices that each do half of what one alone does.
+    """
+    if not (config.data.image_shape and config.data.train_examples):
+        raise UserError(
+            'config.data.image_shape and config.data.train_examples must be set for a prediction'
+        )
+    counted = count(config)
+    layouts = {'data_parallel': 1, 'two_towers': config.model.towers, 'one_weird_trick': 8}
+    result: dict[str, Any] = {
+        'kind': 'PREDICTED, not measured',
+        **{f'assumed/{name}': value for name, value in dataclasses.asdict(assumed).items()},
+        'gflop_per_image': counted.flops / 1e9,
+    }
+    for (layout, model), devices in itertools.product(layouts.items(), assumed.devices):
+        row = _row(config, counted, assumed, devices, model)
+        result |= {f'{layout}/{devices}/{name}': value for name, value in row.items()}
+    for layout, model in layouts.items():
+        result[f'{layout}/pays_up_to'] = _pays_up_to(config, counted, assumed, model)
+    return result
+
+
+def transfers(
+    config: ml_collections.ConfigDict, counted: Counted, mesh: Collectives, batch: int
+) -> Iterator[Transfer]:
+    """Yield the collectives of one training step on a mesh, scalars and labels left out.
+
+    Raises UserError when the batch does not divide over the devices.
+    """
+    if batch % (mesh.data * mesh.model):
+        raise UserError(
+            f'{batch} images do not divide by {mesh.data * mesh.model} devices; set '
+            '--config.training.batch_size or --assume=images_per_device'
+        )
+    copy, shard = batch // mesh.data, batch // mesh.data // mesh.shard  # rows
+    dtype = jnp.dtype(config.model.dtype).itemsize
+    wide = max(dtype, 4)  # of weights and logits
+
+    yield Transfer('images', 'gather', ('tower',), shard * math.prod(config.data.image_shape))
+    joined = [(('tower',), shard * values) for values in counted.meet.values()]  # conv3, fc6
+    joined += [(('shard',), copy * counted.meet['fc6'])]
+    joined += [(MODEL_AXES, copy * config.model.fc6.features)]  # fc7
+    for (axes, values), kind in itertools.product(joined, ('gather', 'scatter')):
+        yield Transfer('activations', kind, axes, values * dtype)
+    for _ in ('forward', 'backward'):
+        yield Transfer('activations', 'sum', MODEL_AXES, copy * config.model.num_classes * wide)
+
+    # XLA combines the sums over the same axes into one.
+    sums = {(): 0, ('data',): 0}
+    for values, named in counted.parameters:
+        size = values // math.prod(getattr(mesh, a) for a in named) * wide
+        repeated = tuple(axis for axis in MODEL_AXES if axis not in named)
+        sums[repeated] = sums.get(repeated, 0) + size
+        sums['data',] += size
+    for axes, size in sums.items():
+        yield Transfer('gradients', 'sum', axes, size)
+
+
+def _row(
+    config: ml_collections.ConfigDict,
+    counted: Counted,
+    assumed: Assumptions,
+    devices: int,
+    model: int,
+) -> dict[str, float]:
+    """Return the prediction for so many devices, `model` of them for one copy if there are."""
+    model = min(model, devices)
+    tower = config.model.towers if model >= config.model.towers else 1
+    mesh = Collectives(data=devices // model, tower=tower, shard=model // tower)
+    batch = assumed.images_per_device * devices or config.training.batch_size
+    arithmetic = counted.flops * batch / devices / (assumed.peak_tflops * 1e12 * assumed.mfu)
+    seconds: dict[str, float] = dict.fromkeys(('images', 'activations', 'gradients'), 0.0)
+    sent = 0.0
+    for transfer in transfers(config, counted, mesh, batch):
+        group = math.prod(getattr(mesh, axis) for axis in transfer.axes)
+        sent += _PASSES[transfer.kind] * transfer.size * (group - 1) / group
+        seconds[transfer.part] += _seconds(transfer, mesh, assumed)
+    seconds['gradients'] -= min(assumed.overlap * seconds['gradients'], arithmetic)
+    step = arithmetic + sum(seconds.values())
+    hours = config.training.total_epochs * config.data.train_examples / batch * step / 3600
+    nodes = math.ceil(devices / assumed.devices_per_node)
+    return {
+        'batch': batch,
+        'step_ms': 1e3 * step,
+        'arithmetic_ms': 1e3 * arithmetic,
+        **{f'{part}_ms': 1e3 * value for part, value in seconds.items()},
+        'sent_mb': sent / 1e6,  # by each device
+        'efficiency': arithmetic / step,
+        'images_per_second': batch / step,
+        'input_gb_s_per_node': batch / step * math.prod(config.data.image_shape) / nodes / 1e9,
+        'hours': hours,  # of training.total_epochs
+        'cost': hours * devices * assumed.device_hour,
+    }
+
+
+def _seconds(transfer: Transfer, mesh: Collectives, assumed: Assumptions) -> float:
+    """Return the time of one collective."""
+    group = math.prod(getattr(mesh, axis) for axis in transfer.axes)
+    if group == 1:
+        return 0.0
+    # A copy's devices are neighbours, so that copies, not parts of one, lie in other nodes.
+    fit = assumed.devices_per_node // mesh.model if transfer.axes == ('data',) else group
+    if transfer.axes != ('data',) and mesh.model > assumed.devices_per_node:
+        fit = 1
+    near = max(1, math.gcd(group, fit))
+    far = group // near
+    link = transfer.size * (near - 1) / near / (assumed.link_gb_s * 1e9)
+    network = transfer.size / near * (far - 1) / far / (assumed.network_gb_s * 1e9)
+    latency = assumed.latency_us * 1e-6 * math.ceil(math.log2(group))
+    return _PASSES[transfer.kind] * (link + network + latency)
+
+
+def _pays_up_to(
+    config: ml_collections.ConfigDict, counted: Counted, assumed: Assumptions, model: int
+) -> int:
+    """Return the largest power of two of devices at an efficiency of one half, `_LIMIT` at most."""
+    devices = 1
+    while devices < _LIMIT:
+        more = 2 * devices
+        if (assumed.images_per_device * more or config.training.batch_size) % more:
+            break
+        if _row(config, counted, assumed, more, model)['efficiency'] < 0.5:
+            break
+        devices = more
+    return devices
+
+
+def count(config: ml_collections.ConfigDict) -> Counted:
+    """Count the operations, parameters and exchanged values of the configuration's network."""
+    crop, channels = config.augment.crop_px, config.data.image_shape[-1]
+    model, image_shape = AlexNet(**config.model.to_dict()), (crop, crop, channels)
+    variables = abstract_variables(model, image_shape)
+    specs = jax.tree.leaves(nn.get_partition_spec(variables))
+    axes = [
+        {axis for part in spec for axis in ((part,) if isinstance(part, str) else part or ())}
+        for spec in specs
+    ]
+    shapes = [leaf.shape for leaf in jax.tree.leaves(nn.meta.unbox(variables))]
+    return Counted(
+        flops=training_flops(count_macs(model, image_shape)),
+        parameters=list(zip(map(math.prod, shapes), axes, strict=True)),
+        meet=_where_the_towers_meet(model, image_shape),
+    )
+
+
+def _where_the_towers_meet(model: AlexNet, image_shape: tuple[int, ...]) -> dict[str, int]:
+    """Return the layers that see both towers, with the values that an image has at their input."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    rows = jax.ShapeDtypeStruct((1,), jnp.int32)
+    (_, seen), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images, rows)
+    meet, before = {}, 0
+    for name in (f'conv{number}' for number in range(1, 7) if f'conv{number}' in seen):
+        if getattr(model, name).get('sees_both_towers', False):  # conv1 has no such field
+            meet[name] = before
+        after = [seen.get(name.replace('conv', kind)) for kind in ('conv', 'lrn', 'pool')]
+        before = math.prod([x for x in after if x is not None][-1].shape)
+    return meet | {'fc6': before}
