@@ -172,10 +172,12 @@ def test_latency_and_overlap():
     assert hidden[key] == pytest.approx(shown[key] - arithmetic)
 
 
-def test_where_it_stops_paying():
+@pytest.mark.parametrize(
+    'assumed', [Assumptions(), dataclasses.replace(SIMPLE, images_per_device=0, devices=(4,))]
+)
+def test_where_it_stops_paying(assumed):
     config = alexnet.get_config()
     config.training.batch_size = 1024
-    assumed = dataclasses.replace(SIMPLE, images_per_device=0, devices=(4,))
     got = prediction.predict(config, assumed)
     for layout in ('data_parallel', 'two_towers', 'one_weird_trick'):
         last = got[f'{layout}/pays_up_to']

@@ -1,6 +1,7 @@
 """Every script of launch/: bash parses it, shellcheck is content, JAX accepts its environment."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -47,3 +48,11 @@ def test_jax_accepts_the_environment(script):
         text=True,
     )
     assert (run.returncode, run.stdout) == (0, '2\n'), run.stderr
+
+
+def test_no_hyper_parameter_stands_in_a_file_of_launch():
+    """What a run computes is said by its config and its command line only."""
+    for file in (ROOT / 'launch').rglob('*'):
+        if file.is_file() and file.suffix != '.md':
+            code = re.sub(r'^ *#.*', '', file.read_text(), flags=re.MULTILINE)
+            assert not re.search(r'--config\.\w', code), file

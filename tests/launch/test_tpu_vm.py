@@ -144,7 +144,7 @@ def test_run_starts_all_hosts_with_the_arguments_unchanged(gcloud):
         ('READY', 'running,134 running 0,0', 'stop start', 0),
         ('READY', '143,143 0,0', 'stop start', 0),
         ('READY', '134,75 0,0', 'stop start', 0),
-        ('READY', '137,134 0,0', 'stop start', 0),
+        ('READY', '137,0 0,0', 'stop start', 0),
         # A mistake of the user's, in which the others lost their peer.
         ('READY', 'running,running 134,2', '', 2),
         ('READY', '1,134', '', 1),
@@ -225,6 +225,8 @@ def test_a_host_stops_with_sigterm_and_has_one_run_at_a_time(host):
 
 def test_a_host_kills_what_does_not_stop(host, tmp_path):
     run, wait = host
+    run('start', program='exit 75')
+    wait('75')
     run('start', program='trap "" TERM; while true; do sleep 0.1; done')
     wait('running')
     time.sleep(0.3)
