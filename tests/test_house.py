@@ -24,7 +24,7 @@ FLOORS = (
     {'training.step', 'training.optim'}
     | {'data.pipeline', 'data.digits', 'data.sources', 'data.records', 'data.stats'}
     | {'data.images', 'data.archives', 'data.photographs', 'data.imagenet', 'data.folder'}
-    | {'data.shard_files', 'data.devkit', 'data.tfds_imagenet'},
+    | {'data.shard_files', 'data.devkit', 'data.tfds_imagenet', 'data.examples'},
     {'training.loop', 'training.experiment', 'training.evaluate'}
     | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'}
     | {'training.provenance', 'training.pretrained', 'training.ensemble'},
@@ -37,6 +37,7 @@ ARROWS = {
     'network.model': {'network.layers', 'network.pooling'},
     'training.step': {'training.optim'},
     'data.pipeline': {'data.digits', 'data.sources', 'data.stats'},
+    'data.sources': {'data.examples'},
     'data.digits': {'data.records'},
     'data.records': {'data.shard_files'},
     'data.photographs': {'data.records', 'data.shard_files', 'data.images', 'data.archives'},

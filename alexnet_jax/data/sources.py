@@ -13,6 +13,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 from etils import epath
 
 from alexnet_jax.config import UserError, data_directory
+from alexnet_jax.data.examples import Decoder
 
 _METADATA = 'features.json'  # the file that marks a data set of tfds as complete
 _ONE_SIZE = (
@@ -29,7 +30,8 @@ class Split:
     name: str  # 'train', 'train[:90%]'
     image_shape: tuple[int, ...]  # height, width, channels
     num_classes: int
-    records: Any  # the tfds data source
+    records: Sequence[bytes]
+    decode: Decoder
     shards: tuple[tuple[int, int, int], ...]  # of each file: skipped, taken, present examples
     files: tuple[str, ...]  # their names
 
@@ -46,12 +48,11 @@ class Split:
             raise IndexError(f'{self.full_name} {self.name} has no example {index}')
         where = f'example {index} of {self.full_name} {self.name}'
         try:
-            example = self.records[index]
+            image, label = self.decode(self.records[index])
         except Exception as error:  # of ArrayRecord, of the protocol buffer or of an image decoder
             raise UserError(
                 f'{where} cannot be read ({_first_line(error)}); copy or make the data set again'
             ) from error
-        image, label = example['image'], example['label']
         if image.dtype != np.uint8 or image.shape != self.image_shape:
             raise UserError(
                 f'{where} is {image.dtype} {_times(image.shape)}, not uint8 '
@@ -74,14 +75,13 @@ class Split:
 
     def fingerprint(self) -> dict[str, str | int]:
         """Return what identifies the examples and their order, three raw records included."""
-        raw = self.records.data_source  # bytes as stored, before a decoder of some version
         sample = sorted({0, len(self) // 2, len(self) - 1})
         return {
             'name': self.full_name,
             'split': self.name,
             'examples': len(self),
             'shards': _digest(repr(self.shards).encode()),
-            'sample': _digest(*(raw[index] for index in sample)),
+            'sample': _digest(*(self.records[index] for index in sample)),
         }
 
 
@@ -269,9 +269,10 @@ def _open_split(
             )
     shards = tuple((file.skip, file.take, file.examples_in_shard) for file in files)
     num_classes = info.features['label'].num_classes
-    records = builder.as_data_source(split)
+    records = builder.as_data_source(split).data_source  # bytes, as stored
+    decode = Decoder(info.features)
     names = tuple(os.fspath(file.filename) for file in files)
-    opened = Split(info.full_name, split, image_shape, num_classes, records, shards, names)
+    opened = Split(info.full_name, split, image_shape, num_classes, records, decode, shards, names)
     opened[0]  # a data set of images of varying size is noticed here and not in the middle of a run
     return opened
 
