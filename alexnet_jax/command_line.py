@@ -67,6 +67,10 @@ def load_config() -> ml_collections.ConfigDict:
         config.data.dir = config_lib.data_directory(_DATA_DIR.value, config.data.dir)
     config.lock()
     mesh.select_platform(config.parallel.cpu_devices)
+    if config.training.compilation_cache_dir:
+        cache = pathlib.Path(config.training.compilation_cache_dir).expanduser()
+        jax.config.update('jax_compilation_cache_dir', str(cache))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)  # its default is 1
     if config.model.dtype == 'float64':
         jax.config.update('jax_enable_x64', True)
     return config

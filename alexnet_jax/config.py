@@ -138,6 +138,7 @@ FIELDS: dict[str, Rule] = {
     'training.eval_every_epochs': _number(0.0),
     'training.watchdog_s': _integer(0),
     'training.init_from': _TEXT,
+    'training.compilation_cache_dir': _TEXT,
     'evaluation.batch_size': _integer(1),
     'evaluation.views': _one_of(1, 10),
     'evaluation.final_views': _one_of(1, 10),
@@ -276,9 +277,10 @@ def make_plan(
     eval_every_epochs: float,
     watchdog_s: int,
     init_from: str,
+    compilation_cache_dir: str,
 ) -> Plan:
     """Turn the training section into steps, once the number of examples is known."""
-    del accumulation_steps, log_every_steps, watchdog_s, init_from  # no epochs in them
+    del accumulation_steps, log_every_steps, watchdog_s, init_from, compilation_cache_dir
     if num_examples < 1:
         raise UserError('the training split has no example; name another data.train_split')
     plan = Plan(num_examples, batch_size, total_steps, eval_every_epochs)

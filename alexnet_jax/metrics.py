@@ -53,7 +53,9 @@ class RunLog:
         self._profile_dir = workdir / 'profile'
         self._profiling = False
         self._spent: dict[str, float] = collections.defaultdict(float)
-        self._window: tuple[float, int] | None = None  # time and step of the last line
+        self._started = start_step  # the step before the one that was started last
+        self._first: tuple[float, int] | None = None  # time and `_started` at the first line
+        self._window: tuple[float, int] | None = None  # and at the last line with a speed
 
     def __enter__(self) -> 'RunLog':
         return self
@@ -76,22 +78,28 @@ class RunLog:
             self._spent[what] += time.monotonic() - began
 
     def train(self, step: int, epoch: float, metrics: Mapping[str, float], batch_size: int) -> None:
-        """Write one step's metrics, with the speed since the last such line less evaluations."""
+        """Write one step's metrics, with the speed since the last one, evaluations left out."""
         now = time.monotonic()
         words = f'loss {metrics["train/loss"]:.4f}  top-1 error {metrics["train/top1_error"]:.3f}'
         speed: dict[str, float] = {}
-        if self._window is not None:  # the first line holds the compilation
-            steps = step - self._window[1]
+        # A line may come late, after further steps were started, or several at once before an
+        # evaluation: what counts is how many steps were started in the time since the last speed.
+        if self._window is None or self._first is None:  # the first line holds the compilation
+            self._first = self._window = (now, self._started)
+            self._spent.clear()
+        elif steps := self._started - self._window[1]:
             seconds = now - self._window[0] - self._spent['other']
             speed['perf/images_per_second'] = steps * batch_size / seconds
             speed['perf/data_wait'] = self._spent['data'] / seconds
-            left_s = round((self._total_steps - step) * seconds / steps)
+            with_evaluations = (now - self._first[0]) / (self._started - self._first[1])
+            left_s = round((self._total_steps - step) * with_evaluations)
             words += (
                 f'  {speed["perf/images_per_second"]:.0f} images/s'
                 f'  data wait {speed["perf/data_wait"]:.0%}'
                 f'  time left {datetime.timedelta(seconds=left_s)}'
             )
-        self._window, self._spent = (now, step), collections.defaultdict(float)
+            self._window = (now, self._started)
+            self._spent.clear()
         self._write('train', step, epoch, {**metrics, **speed})
         with self._above_bar():
             _logger.info('step %d/%d  epoch %.2f  %s', step, self._total_steps, epoch, words)
@@ -115,6 +123,7 @@ class RunLog:
 
         `state` is that after `step`: the window waits for it, as steps are dispatched ahead.
         """
+        self._started = step
         self._bar.update(step - self._bar.n)
         first, last = self._profile_steps
         if not self._profiling and first <= step + 1 <= last:

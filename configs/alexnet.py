@@ -126,6 +126,9 @@ def get_config() -> ml_collections.ConfigDict:
         # A workdir, or its checkpoints/STEP: step 0 begins with what fits of its parameters, the
         # log names the rest; a resumed run ignores it. So began CNN*, Paper 6.
         'init_from': '',
+        # Compiled programs are kept here for the next start; '': nowhere. They are code that the
+        # next start runs: a directory that only you can write to.
+        'compilation_cache_dir': '',
     }
     config.evaluation = {
         'batch_size': 128,  # of all devices together

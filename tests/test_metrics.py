@@ -40,9 +40,11 @@ def test_speed_leaves_out_compilation_and_evaluation_and_counts_waiting(tmp_path
     clock = [100.0]
     monkeypatch.setattr(metrics_lib.time, 'monotonic', lambda: clock[0])
     with _open(tmp_path) as log:
+        log.advance(0, None)
         clock[0] += 50  # compilation
         log.train(1, 0.1, TRAIN, batch_size=16)
         clock[0] += 6
+        log.advance(4, None)
         with log.spending('data'):
             clock[0] += 2
         with log.spending('other'):
@@ -53,6 +55,26 @@ def test_speed_leaves_out_compilation_and_evaluation_and_counts_waiting(tmp_path
     assert second['perf/images_per_second'] == pytest.approx(4 * 16 / 8)
     assert second['perf/data_wait'] == pytest.approx(2 / 8)
     assert second['time_s'] == pytest.approx(88)
+
+
+def test_lines_that_come_late_and_at_once(tmp_path, monkeypatch, caplog):
+    """A step takes 2 s and is looked at two steps later; all are looked at before an evaluation."""
+    caplog.set_level('INFO', logger='alexnet_jax')
+    clock = [0.0]
+    monkeypatch.setattr(metrics_lib.time, 'monotonic', lambda: clock[0])
+    with _open(tmp_path) as log:
+        for step in range(1, 8):
+            log.advance(step - 1, None)
+            clock[0] += 2
+            for late in {3: [1], 4: [2, 3, 4], 7: [5]}.get(step, []):
+                log.train(late, 0.1, TRAIN, batch_size=16)
+            if step == 4:
+                with log.spending('other'):
+                    clock[0] += 12
+    rows = {row['step']: row.get('perf/images_per_second') for row in _rows(tmp_path)}
+    assert rows == {1: None, 2: 8, 3: None, 4: None, 5: 8}  # 16 images in 2 s
+    # The four steps since the first line took 20 s with the evaluation; five steps are left.
+    assert 'time left 0:00:25' in caplog.messages[-1]
 
 
 def test_a_resumed_log_has_each_step_once_and_time_goes_on(tmp_path, monkeypatch):
@@ -102,6 +124,7 @@ def test_console_line(tmp_path, caplog):
     caplog.set_level('INFO', logger='alexnet_jax')
     with _open(tmp_path) as log:
         log.train(1, 0.1, TRAIN, batch_size=16)
+        log.advance(2, None)
         log.train(3, 0.3, TRAIN, batch_size=16)
     line = caplog.messages[-1]
     for words in (
