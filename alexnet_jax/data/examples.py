@@ -23,7 +23,7 @@ class Decoder:
         self._is_raw = (
             type(self._image) is tfds.features.Tensor
             and self._image.to_json_content().encoding == tfds.features.Encoding.BYTES.value
-            and None not in self._image.shape
+            and None not in tuple(self._image.shape)
         )
 
     def __call__(self, record: bytes) -> tuple[np.ndarray, int]:
@@ -61,7 +61,7 @@ def parse(record: bytes) -> tuple[memoryview, int]:
     except KeyError as error:
         raise ValueError(f'no feature {error}') from error
     if isinstance(label, memoryview):  # packed, as usual
-        label, end = _varint(label, 0)
+        label, _ = _varint(label, 0)
     return image, label - 2**64 if label >= 2**63 else label
 
 
