@@ -18,12 +18,13 @@ class Decoder:
     """Decodes the records of a data set whose tfds features have an image and a label."""
 
     def __init__(self, features: Any) -> None:
-        self._features, self._image = features, features['image']
+        self._features = features
+        self._image: Any = features['image']
         self._is_file = isinstance(self._image, tfds.features.Image)
         self._is_raw = (
             type(self._image) is tfds.features.Tensor
             and self._image.to_json_content().encoding == tfds.features.Encoding.BYTES.value
-            and None not in tuple(self._image.shape)
+            and None not in self._image.shape
         )
 
     def __call__(self, record: bytes) -> tuple[np.ndarray, int]:
