@@ -98,12 +98,28 @@ def get_config() -> ml_collections.ConfigDict:
         'crop_px': 224,  # Paper 4.1
         'random_crop': True,  # in training; else the centre
         'mirror': True,  # in training, and in ten views
+        'images_per_crop': 1,  # consecutive images with one crop and one mirror; 2012 source: 32
+        # The training set's mean image: 'at_crop', its pixels where the crop lies; 'centre', its
+        # centre for every crop, as in the 2012 source; 'channels', one number a channel.
+        'mean': 'at_crop',
+        'pixel_divisor': 1.0,  # of the pixels less the mean; 58, their deviation, elsewhere
         'colour_std': 0.1,  # PCA colour, Paper 4.1; 0: none
+        'colour_divisor': 1.0,  # of training images while coloured; 2012 source: 1.1
+        'colour_epochs': 0.0,  # colour noise in so many epochs from the start; 0: in all
+        'rotation_degrees': 0.0,  # by up to so much either way; popular articles, not the paper
     }
     config.optim = {  # Paper 5
         'learning_rate': 0.01,
+        'reference_batch': 0,  # N: rates are for batches of N, others scale them; 0: rates as given
+        'warmup_epochs': 0.0,  # every rate rises from near 0 over so many epochs; 0: none
         'momentum': 0.9,
         'weight_decay': 0.0005,
+        'decay_biases': True,  # 2012 source: not
+        'rate_inside_velocity': True,  # as Paper 5; outside: optax.sgd and PyTorch
+        'lars_trust': 0.0,  # layers' trust in their gradients, LARS (You 2017), 0.001; 0: none
+        # Factors on rates, of a layer, of all of a kind or of one parameter: (('bias', 2.0),) is
+        # the 2012 source's, (('conv1', 0.1), ('fc8.bias', 2.0)) another.
+        'rate_factors': (),
         # DEVIATION: learning-rate drops by rule - the author divided by 10 by hand when the
         # validation error stopped improving; here a rule does: 'plateau', 'steps' or 'constant'
         'schedule': 'plateau',
@@ -112,6 +128,9 @@ def get_config() -> ml_collections.ConfigDict:
         'plateau_evaluations': 5,  # for 'plateau': evaluations without a gain before a drop
         'plateau_min_gain': 0.001,  # in top-1 error
         'plateau_drops': 3,  # at most
+        # (epoch, layer, rate): from that epoch on the layer has that rate, whatever the schedule
+        # says; 'all' is every layer without an event of its own: ((25, 'all', 0.001),).
+        'events': (),
     }
     config.training = {
         'batch_size': 128,  # Paper 5; of all devices together

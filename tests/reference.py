@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
+from alexnet_jax.data.augment import Augment
 from alexnet_jax.network.model import AlexNet, abstract_variables
 from configs import alexnet
 
@@ -33,6 +34,13 @@ def parallel(**fields: int) -> dict:
     section = alexnet.get_config().parallel
     section.update(fields)
     return section.to_dict()
+
+
+def augment(**fields: Any) -> Augment:
+    """Return the paper's augmentation with other values of `fields`; an epoch is ten steps."""
+    section = alexnet.get_config().augment
+    section.update(fields)
+    return Augment(**section, first_step=lambda epoch: round(10 * epoch))
 
 
 def draw_parameters(model: AlexNet, image_shape: tuple[int, ...], seed: int) -> dict:

@@ -18,7 +18,7 @@ PACKAGE = 'alexnet_jax'
 
 # A module imports from the floors below its own, and along these arrows within it.
 FLOORS = (
-    {'config', 'paper', 'metrics', 'arguments'},
+    {'config', 'fields', 'paper', 'metrics', 'arguments'},
     {'parallel.mesh', 'parallel.collectives', 'parallel.processes'},
     {'network.model', 'network.layers', 'network.pooling', 'data.augment'},
     {'training.step', 'training.optim'}
@@ -33,6 +33,7 @@ FLOORS = (
     {'main', 'prepare', 'figures', 'benchmark', 'report'},
 )
 ARROWS = {
+    'config': {'fields'},
     'parallel.mesh': {'parallel.collectives'},
     'network.model': {'network.layers', 'network.pooling'},
     'training.step': {'training.optim'},

@@ -6,11 +6,14 @@ mesh nor the number of hosts changes an image.
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.scipy.ndimage import map_coordinates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,16 +21,29 @@ class Augment:
     """The paper's data augmentation (Paper 4.1); its fields are the `augment` section.
 
     `statistics` below is anything with `mean_image` [H, W, C], `eigenvectors` [C, C] (columns) and
-    `std` [C], all of one float dtype, which is also the dtype of the result.
+    `std` [C], all of one float dtype, which is also the dtype of the result. `first_step` turns an
+    epoch into a step.
     """
 
     crop_px: int
     random_crop: bool
     mirror: bool
+    images_per_crop: int
+    mean: str
+    pixel_divisor: float
     colour_std: float
+    colour_divisor: float
+    colour_epochs: float
+    rotation_degrees: float
+    first_step: Callable[[float], int]
 
     def training(
-        self, images: jax.Array, statistics: Any, key: jax.Array, rows: jax.Array
+        self,
+        images: jax.Array,
+        statistics: Any,
+        key: jax.Array,
+        rows: jax.Array,
+        step: jax.Array,
     ) -> jax.Array:
         """Crop, mirror and colour each image by itself.
 
@@ -36,34 +52,56 @@ class Augment:
           statistics: see the class.
           key: typed key of this step, the same on every device.
           rows: int32 [n], each example's index in the global batch.
+          step: int32 scalar, steps done.
 
         Returns:
-          float [n, crop_px, crop_px, C], 0-255 scale less the mean image.
+          float [n, crop_px, crop_px, C], 0-255 scale less the mean, over `pixel_divisor`.
         """
-        return jax.vmap(
-            lambda image, row: self._one(image, statistics, jax.random.fold_in(key, row))
-        )(images, rows)
+        return jax.vmap(lambda image, row: self._one(image, statistics, key, row, step))(
+            images, rows
+        )
 
-    def _one(self, image: jax.Array, statistics: Any, key: jax.Array) -> jax.Array:
+    def _one(
+        self, image: jax.Array, statistics: Any, key: jax.Array, row: jax.Array, step: jax.Array
+    ) -> jax.Array:
         """Return one training image [crop_px, crop_px, C]."""
-        crop_key, mirror_key, colour_key = jax.random.split(key, 3)
+        group_key = jax.random.fold_in(key, row // self.images_per_crop)
+        crop_key, mirror_key, _ = jax.random.split(group_key, 3)
+        _, _, colour_key = jax.random.split(jax.random.fold_in(key, row), 3)
         spare = jnp.asarray(image.shape[:2], jnp.int32) - self.crop_px
         corner = spare // 2
         if self.random_crop:
             corner = jax.random.randint(crop_key, (2,), 0, spare + 1, jnp.int32)
-        crop = self._crop(image, statistics, corner)
-        if self.mirror:
-            crop = jnp.where(jax.random.bernoulli(mirror_key), crop[:, ::-1], crop)
+        mirror = jax.random.bernoulli(mirror_key) if self.mirror else jnp.zeros((), bool)
+        crop = self._crop(image, statistics, corner, mirror)
+        if self.rotation_degrees > 0:
+            turn = jax.random.uniform(
+                jax.random.fold_in(colour_key, 0), (), crop.dtype, minval=-1.0, maxval=1.0
+            )
+            crop = rotate(crop, turn * math.radians(self.rotation_degrees))
         if self.colour_std > 0:
-            crop = crop + pca_colour(statistics, colour_key, self.colour_std)[None, None]
-        return crop
+            colour = pca_colour(statistics, colour_key, self.colour_std)[None, None]
+            coloured = (crop + colour) / self.colour_divisor
+            last = self.first_step(self.colour_epochs)
+            crop = jnp.where(step < last, coloured, crop) if last else coloured
+        return crop / self.pixel_divisor
 
-    def _crop(self, image: jax.Array, statistics: Any, corner: jax.Array) -> jax.Array:
-        """Cut image and mean image at one corner (y, x) and subtract; uint8 is cut, then cast."""
-        start = (*corner, jnp.zeros_like(corner[0]))
+    def _crop(
+        self, image: jax.Array, statistics: Any, corner: jax.Array, mirror: jax.Array
+    ) -> jax.Array:
+        """Cut the image at a corner (y, x), subtract the mean, mirror; uint8 is cut, then cast."""
         size = (self.crop_px, self.crop_px, image.shape[-1])
-        mean = lax.dynamic_slice(statistics.mean_image, start, size)
-        return lax.dynamic_slice(image, start, size).astype(mean.dtype) - mean
+        mean, start = statistics.mean_image, (*corner, jnp.zeros_like(corner[0]))
+        crop = lax.dynamic_slice(image, start, size).astype(mean.dtype)
+        if self.mean == 'at_crop':
+            crop = crop - lax.dynamic_slice(mean, start, size)
+        elif self.mean == 'channels':
+            crop = crop - jnp.mean(mean, axis=(0, 1), keepdims=True)
+        crop = jnp.where(mirror, crop[:, ::-1], crop)
+        if self.mean == 'centre':  # the 2012 source subtracts it last, so it is not mirrored
+            y, x = ((side - self.crop_px) // 2 for side in mean.shape[:2])
+            crop = crop - mean[y : y + self.crop_px, x : x + self.crop_px]
+        return crop
 
     def view_corners(self, image_shape: tuple[int, ...], views: int) -> tuple[jax.Array, jax.Array]:
         """Return the corners (y, x) int32 [views, 2] and mirrors bool [views] of test views.
@@ -83,8 +121,26 @@ class Augment:
         self, images: jax.Array, statistics: Any, corner: jax.Array, mirror: jax.Array
     ) -> jax.Array:
         """Return one view of each image: uint8 [n, H, W, C] -> float [n, crop_px, crop_px, C]."""
-        crops = jax.vmap(lambda image: self._crop(image, statistics, corner))(images)
-        return jnp.where(mirror, crops[:, :, ::-1], crops)
+        crops = jax.vmap(lambda image: self._crop(image, statistics, corner, mirror))(images)
+        return crops / self.pixel_divisor
+
+
+def rotate(image: jax.Array, angle: jax.Array) -> jax.Array:
+    """Turn an image [H, W, C] by `angle` radians about its middle, from the y axis to the x axis.
+
+    Bilinear; what comes from outside is 0, which is the mean's colour once it is subtracted.
+    """
+    height, width, channels = image.shape
+    y, x = jnp.meshgrid(
+        jnp.arange(height, dtype=image.dtype) - (height - 1) / 2,
+        jnp.arange(width, dtype=image.dtype) - (width - 1) / 2,
+        indexing='ij',
+    )
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    source = [cos * y + sin * x + (height - 1) / 2, cos * x - sin * y + (width - 1) / 2]
+    with jax.numpy_dtype_promotion('standard'):  # map_coordinates mixes its own indices and weights
+        turned = [map_coordinates(image[..., c], source, order=1) for c in range(channels)]
+    return jnp.stack(turned, axis=-1)
 
 
 def pca_colour(statistics: Any, key: jax.Array, colour_std: float) -> jax.Array:

@@ -68,10 +68,17 @@ class Collectives:
         """
 
         def over_model(gradient: jax.Array, spec: P) -> jax.Array:
-            named = {a for part in spec for a in ((part,) if isinstance(part, str) else part or ())}
-            return self._sum(gradient, [a for a in MODEL_AXES if a not in named])
+            return self._sum(gradient, [a for a in MODEL_AXES if a not in _named(spec)])
 
         return self.mean_over_data(jax.tree.map(over_model, gradients, specs))
+
+    def sum_over_parts(self, numbers: Any, specs: Any) -> Any:
+        """Add a number for each parameter over the axes that split it, which its spec names."""
+
+        def over_parts(number: jax.Array, spec: P) -> jax.Array:
+            return self._sum(number, [a for a in MODEL_AXES if a in _named(spec)])
+
+        return jax.tree.map(over_parts, numbers, specs)
 
     def mean_over_data(self, tree: Any) -> Any:
         """Average every leaf over the copies of the network."""
@@ -122,3 +129,8 @@ class Collectives:
         last = np.moveaxis(ids, [AXES.index(a) for a in axes], range(-len(axes), 0))
         groups = last.reshape(-1, math.prod(getattr(self, a) for a in axes))
         return {'axis_name': FLAT_AXIS, 'axis_index_groups': groups.tolist()}
+
+
+def _named(spec: P) -> set[str]:
+    """Return the mesh axes that a PartitionSpec names."""
+    return {a for part in spec for a in ((part,) if isinstance(part, str) else part or ())}

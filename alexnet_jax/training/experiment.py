@@ -180,8 +180,10 @@ def build(config: ml_collections.ConfigDict, *, with_data: bool = True) -> Exper
             **config.model.to_dict(),
             collectives=mesh_lib.collectives(mesh, config.parallel.backend),
         ),
-        optimizer=make_optimizer(**config.optim, first_step=plan.first_step),
-        augment=Augment(**config.augment),
+        optimizer=make_optimizer(
+            **config.optim, batch_size=plan.batch_size, first_step=plan.first_step
+        ),
+        augment=Augment(**config.augment, first_step=plan.first_step),
     )
     check_sizes(experiment)
     return experiment

@@ -130,7 +130,7 @@ def train_step(
         """images: rows of this shard; labels, part_rows: rows of this copy."""
         here = images.shape[0]
         own = jax.lax.dynamic_slice_in_dim(part_rows, collectives.shard_index() * here, here)
-        images = augment.training(images, statistics, augment_key, own)
+        images = augment.training(images, statistics, augment_key, own, state.step)
         (loss, logits), gradients = loss_and_gradients(
             state.params, images, labels, part_rows, dropout_key, model=model
         )
@@ -145,15 +145,18 @@ def train_step(
         _parts(rows, accumulation_steps, blocks=collectives.shard),
     )
     gradients = collectives.sum_gradients(gradients, param_specs)
-    learning_rate = optimizer.learning_rate(state.step, state.plateau)
     updates, opt_state = optimizer.rule.update(
-        gradients, state.opt_state, state.params, learning_rate=learning_rate
+        gradients,
+        state.opt_state,
+        state.params,
+        learning_rates=optimizer.learning_rates(state.step, state.plateau, state.params),
+        sum_over_mesh=lambda numbers: collectives.sum_over_parts(numbers, param_specs),
     )
     loss, error = collectives.mean_over_data((loss, error))
     metrics = {
         'train/loss': loss,
         'train/top1_error': error,
-        'train/learning_rate': learning_rate,
+        'train/learning_rate': optimizer.learning_rate(state.step, state.plateau),
     }
     state = state.replace(
         step=state.step + 1,

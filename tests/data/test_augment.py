@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from alexnet_jax.data.augment import Augment
 from tests import reference
 
 SHAPE = (10, 12, 3)  # not square: y and x cannot be exchanged unseen
 CROP = 7
 CORNERS = list(itertools.product(range(10 - CROP + 1), range(12 - CROP + 1)))  # 4 x 6
-PAPER = Augment(crop_px=CROP, random_crop=True, mirror=True, colour_std=0.1)
-PLAIN = Augment(crop_px=CROP, random_crop=True, mirror=True, colour_std=0.0)
+PAPER = reference.augment(crop_px=CROP)
+PLAIN = reference.augment(crop_px=CROP, colour_std=0.0)
 
 
 class Statistics(NamedTuple):
@@ -45,10 +44,10 @@ def jitted(augment):
     return jax.jit(augment.training)
 
 
-def train(augment, images, stats, seed, rows=None):
+def train(augment, images, stats, seed, rows=None, step=0):
     rows = np.arange(len(images)) if rows is None else np.asarray(rows)
     key = jax.random.key(seed)
-    return np.asarray(jitted(augment)(images, stats, key, rows.astype(np.int32)))
+    return np.asarray(jitted(augment)(images, stats, key, rows.astype(np.int32), np.int32(step)))
 
 
 def explain(output, image, stats, colour):
@@ -82,7 +81,9 @@ def test_a_training_image_is_one_crop_less_the_mean_there_plus_one_colour():
 @pytest.mark.parametrize('mirror', [False, True])
 @pytest.mark.parametrize('random_crop', [False, True])
 def test_what_is_switched_off_is_left_out(random_crop, mirror):
-    augment = Augment(crop_px=CROP, random_crop=random_crop, mirror=mirror, colour_std=0.0)
+    augment = reference.augment(
+        crop_px=CROP, random_crop=random_crop, mirror=mirror, colour_std=0.0
+    )
     stats, images = statistics(), noise(24)
     outputs = train(augment, images, stats, seed=2)
     drawn = []
@@ -212,7 +213,7 @@ def test_one_view_is_the_plain_centre():
 
 def test_ten_views_without_mirrors_are_five_crops_twice():
     stats, images = statistics(), noise(2)
-    augment = Augment(crop_px=CROP, random_crop=True, mirror=False, colour_std=0.1)
+    augment = reference.augment(crop_px=CROP, mirror=False)
     outputs = views_of(augment, images, stats, 10)
     for i, image in enumerate(images):
         slow = [crop for *_, crop in reference.ten_views(image, stats.mean_image, CROP)][:5] * 2

@@ -49,11 +49,14 @@ class Run:
     accumulation_steps: int = 1
     backend: str = 'shard_map'
     num_classes: int = 10
+    changes: tuple[tuple[str, Any], ...] = ()  # (field, value), over those above
 
     def __post_init__(self) -> None:
         config = tiny.get_config()
         config.model.update(towers=self.towers, dtype=self.dtype, num_classes=self.num_classes)
         config.model.conv6.update(features=self.conv6, init_std=0.05)
+        config.augment.mirror = True
+        config.update_from_flattened_dict(dict(self.changes))
         self.mesh = mesh_lib.make_mesh(
             **reference.parallel(data=self.data, model=self.model), towers=self.towers
         )
@@ -61,9 +64,10 @@ class Run:
             **config.model.to_dict(), collectives=mesh_lib.collectives(self.mesh, self.backend)
         )
         plan = make_plan(**config.training, num_examples=1437)
-        self.optimizer = make_optimizer(**config.optim, first_step=plan.first_step)
-        config.augment.mirror = True
-        self.augment = Augment(**config.augment)
+        self.optimizer = make_optimizer(
+            **config.optim, batch_size=plan.batch_size, first_step=plan.first_step
+        )
+        self.augment = Augment(**config.augment, first_step=plan.first_step)
         self.specs = step_lib.state_specs(self.network, self.optimizer, CROP)
         state = _initial_state(self.network, self.optimizer, self.dtype)
         self.state = jax.device_put(state, mesh_lib.shardings(self.mesh, self.specs))

@@ -24,7 +24,7 @@ from alexnet_jax.training.step import TrainState
 from configs import tiny
 from tests import reference
 
-OPTIMIZER = make_optimizer(**tiny.get_config().optim, first_step=lambda epoch: round(epoch))
+OPTIMIZER = make_optimizer(**tiny.get_config().optim, batch_size=16, first_step=round)
 SPECS = {'conv': {'kernel': P(None, 'tower')}, 'fc': {'kernel': P(('tower', 'shard'))}}
 META = {'config': {'seed': 0}, 'data': {'name': 'digits'}}
 

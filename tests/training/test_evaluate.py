@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.data.augment import Augment
 from alexnet_jax.network.model import AlexNet
 from alexnet_jax.parallel.collectives import Collectives
 from alexnet_jax.training.evaluate import eval_step, evaluate
 from tests import reference
 
 SHAPE, CROP = (7, 8, 1), 5
-AUGMENT = Augment(crop_px=CROP, random_crop=True, mirror=True, colour_std=0.1)
+AUGMENT = reference.augment(crop_px=CROP)
 
 
 class Batch(NamedTuple):
@@ -163,7 +162,7 @@ def test_alexnet_is_evaluated_on_the_ten_crops(x64):
     model = AlexNet(**reference.small_model_config())
     params = reference.draw_parameters(model, (crop_px, crop_px, 3), seed=5)
     batch, stats = make_batch(n, 7, levels=256, seed=6, shape=shape), statistics(shape, 'float64')
-    augment = Augment(crop_px=crop_px, random_crop=True, mirror=True, colour_std=0.1)
+    augment = reference.augment(crop_px=crop_px)
     crops = slow_crops(batch.images, stats.mean_image, crop_px)
     rows = np.arange(n, dtype=np.int32)
     forward = jax.jit(lambda images: model.apply({'params': params}, images, rows)[0])

@@ -23,7 +23,7 @@ def optimizer(**fields):
     """Return the optimizer of configs/alexnet.py with some fields changed."""
     config = alexnet.get_config().optim
     config.update(fields)
-    return make_optimizer(**config, first_step=PLAN.first_step)
+    return make_optimizer(**config, batch_size=PLAN.batch_size, first_step=PLAN.first_step)
 
 
 # The update rule, on a quadratic whose gradients depend on the weights.
@@ -59,6 +59,10 @@ def layer(values):
     return {'conv1': {'kernel': jnp.asarray(values[:2]), 'bias': jnp.asarray(values[2:])}}
 
 
+def same_rates(rate):
+    return {'conv1': {'kernel': rate, 'bias': rate}}
+
+
 def optax_path(transformation, **extra):
     """Return the weights after each step of an optax transformation."""
     weights, path = layer(START), [START]
@@ -77,7 +81,7 @@ def test_update_rule_is_the_papers_across_a_drop(x64):
     plateau = ours.init_plateau()
     rate = [ours.learning_rate(jnp.int32(step), plateau) for step in range(STEPS)]
     np.testing.assert_allclose(rate, [rates(step) for step in range(STEPS)], rtol=1e-6)
-    path = optax_path(ours.rule, learning_rate=lambda step: rate[step])
+    path = optax_path(ours.rule, learning_rates=lambda step: same_rates(rate[step]))
     want = paper_path(lambda step: float(rate[step]))  # the rate is float32, all else float64
     np.testing.assert_allclose(path, want, rtol=1e-12)
 
@@ -115,9 +119,9 @@ def test_torch_sgd_departs_from_the_paper_at_the_drop():
 def test_float32_and_float64_weights_keep_their_types(x64):
     rule = optimizer().rule
     for dtype in (jnp.float32, jnp.float64):
-        weights = {'w': jnp.ones(3, dtype)}
+        weights = layer(jnp.ones(3, dtype))
         updates, state = rule.update(
-            weights, rule.init(weights), weights, learning_rate=jnp.float32(RATE)
+            weights, rule.init(weights), weights, learning_rates=same_rates(jnp.float32(RATE))
         )
         assert {leaf.dtype for leaf in jax.tree.leaves((updates, state))} == {jnp.dtype(dtype)}
 
@@ -202,26 +206,26 @@ def test_plateau_is_the_rule_on_a_long_run(patience, gain, drops, factor):
 def test_a_resumed_run_may_lower_the_patience():
     section = alexnet.get_config().optim
     section.update(schedule='plateau', plateau_evaluations=5, plateau_min_gain=0.01)
-    patient = make_optimizer(**section, first_step=round)
+    patient = make_optimizer(**section, batch_size=8, first_step=round)
     state = patient.init_plateau()
     for _ in range(5):  # one gain over nothing, four without
         state = patient.after_evaluation(state, 0.5)
     assert float(state.scale) == 1.0
     section.plateau_evaluations = 2
-    state = make_optimizer(**section, first_step=round).after_evaluation(state, 0.5)
+    state = make_optimizer(**section, batch_size=8, first_step=round).after_evaluation(state, 0.5)
     assert float(state.scale) == pytest.approx(0.1)
 
 
 def test_another_schedule_is_not_scaled_by_the_plateau_rule_before_it():
     section = alexnet.get_config().optim
     section.update(schedule='plateau', plateau_evaluations=1, learning_rate=0.01)
-    plateau = make_optimizer(**section, first_step=round)
+    plateau = make_optimizer(**section, batch_size=8, first_step=round)
     state = plateau.init_plateau()
     for _ in range(3):
         state = plateau.after_evaluation(state, 0.5)
     assert float(plateau.learning_rate(jnp.int32(0), state)) == pytest.approx(1e-4)
     section.schedule = 'constant'
-    constant = make_optimizer(**section, first_step=round)
+    constant = make_optimizer(**section, batch_size=8, first_step=round)
     assert float(constant.learning_rate(jnp.int32(0), state)) == pytest.approx(1e-2)
 
 
