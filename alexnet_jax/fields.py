@@ -58,6 +58,10 @@ _LAYER = (*CONVOLUTIONS, 'fc6', 'fc7', 'fc8')
 _PARAMETERS = {*_LAYER, 'kernel', 'bias', *(f'{x}.{k}' for x in _LAYER for k in ('kernel', 'bias'))}
 _ANY_NUMBER = Rule(_is_number, 'a number')
 _BOOLEAN = Rule(lambda v: isinstance(v, bool), 'true or false')
+_FACTORS = _tuple_of(
+    lambda v: isinstance(v, tuple) and len(v) == 2 and v[0] in _PARAMETERS and _is_rate(v[1]),
+    words="a tuple of (layer, 'kernel', 'bias' or 'conv1.bias', factor), such as (('bias', 2.0),)",
+)
 _CONVOLUTION = {
     'features': _integer(0),
     'kernel': _integer(1),
@@ -126,14 +130,10 @@ FIELDS: dict[str, Rule] = {
     'optim.warmup_epochs': _number(0.0),
     'optim.momentum': _number(0.0, 1.0),
     'optim.weight_decay': _number(0.0),
-    'optim.decay_biases': _BOOLEAN,
     'optim.rate_inside_velocity': _BOOLEAN,
     'optim.lars_trust': _number(0.0),
-    'optim.rate_factors': _tuple_of(
-        lambda v: isinstance(v, tuple) and len(v) == 2 and v[0] in _PARAMETERS and _is_rate(v[1]),
-        words="a tuple of (layer, 'kernel', 'bias' or 'conv1.bias', factor), "
-        "such as (('bias', 2.0),)",
-    ),
+    'optim.rate_factors': _FACTORS,
+    'optim.decay_factors': _FACTORS,
     'optim.schedule': _one_of('constant', 'steps', 'plateau'),
     'optim.drop_factor': Rule(lambda v: _is_number(v) and 0 < v < 1, 'between 0 and 1'),
     'optim.drop_epochs': _tuple_of(

@@ -114,12 +114,12 @@ def get_config() -> ml_collections.ConfigDict:
         'warmup_epochs': 0.0,  # every rate rises from near 0 over so many epochs; 0: none
         'momentum': 0.9,
         'weight_decay': 0.0005,
-        'decay_biases': True,  # 2012 source: not
         'rate_inside_velocity': True,  # as Paper 5; outside: optax.sgd and PyTorch
         'lars_trust': 0.0,  # layers' trust in their gradients, LARS (You 2017), 0.001; 0: none
-        # Factors on rates, of a layer, of all of a kind or of one parameter: (('bias', 2.0),) is
-        # the 2012 source's, (('conv1', 0.1), ('fc8.bias', 2.0)) another.
-        'rate_factors': (),
+        # Factors on the rate and on the decay of a layer, of all of a kind or of one parameter:
+        # (('bias', 2.0),), (('conv1', 0.1), ('fc8.bias', 0.0)). Those that name one multiply.
+        'rate_factors': (),  # 2012 source: (('bias', 2.0),)
+        'decay_factors': (),  # 2012 source: (('bias', 0.0),); Paper 5 decays every parameter
         # DEVIATION: learning-rate drops by rule - the author divided by 10 by hand when the
         # validation error stopped improving; here a rule does: 'plateau', 'steps' or 'constant'
         'schedule': 'plateau',

@@ -9,6 +9,7 @@ The learning rate stands inside the velocity: at a drop the old velocity keeps t
 
 import dataclasses
 import functools
+import math
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -54,8 +55,8 @@ class Optimizer:
         def own(path: Any, _: Any) -> jax.Array:
             layer, kind = (key.key for key in path)
             rate = self._after_events(common, layer, step)
-            factors = [f for name, f in self.factors if name in (layer, kind, f'{layer}.{kind}')]
-            return functools.reduce(lambda rate, factor: rate * factor, factors, rate)
+            factor = _factor(self.factors, layer, kind)
+            return rate if factor == 1 else rate * factor
 
         return jax.tree_util.tree_map_with_path(own, params)
 
@@ -97,7 +98,7 @@ def make_optimizer(
     warmup_epochs: float,
     momentum: float,
     weight_decay: float,
-    decay_biases: bool,
+    decay_factors: tuple[tuple[str, float], ...],
     rate_inside_velocity: bool,
     lars_trust: float,
     rate_factors: tuple[tuple[str, float], ...],
@@ -128,7 +129,7 @@ def make_optimizer(
         rule=update_rule(
             momentum=momentum,
             weight_decay=weight_decay,
-            decay_biases=decay_biases,
+            decay_factors=decay_factors,
             rate_inside_velocity=rate_inside_velocity,
             lars_trust=lars_trust,
         ),
@@ -152,7 +153,7 @@ def update_rule(
     *,
     momentum: float,
     weight_decay: float,
-    decay_biases: bool,
+    decay_factors: tuple[tuple[str, float], ...],
     rate_inside_velocity: bool,
     lars_trust: float,
 ) -> optax.GradientTransformationExtraArgs:
@@ -163,14 +164,26 @@ def update_rule(
     """
     velocity = [_scale_by_given_rates(), optax.trace(momentum)]
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, None if decay_biases else _is_kernel),
+        _add_decay(weight_decay, decay_factors),
         *([_scale_by_trust_ratio(lars_trust)] if lars_trust else []),
         *(velocity if rate_inside_velocity else velocity[::-1]),
     )
 
 
-def _is_kernel(tree: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', tree)
+def _factor(factors: tuple[tuple[str, float], ...], layer: str, kind: str) -> float:
+    """Return the product of the factors that name this layer, this kind or this parameter."""
+    return math.prod(f for name, f in factors if name in (layer, kind, f'{layer}.{kind}'))
+
+
+def _add_decay(
+    weight_decay: float, factors: tuple[tuple[str, float], ...]
+) -> optax.GradientTransformation:
+    """Add weight_decay * factor * w, which `optax.add_decayed_weights` does with one factor."""
+
+    def add(path: Any, update: jax.Array, w: jax.Array) -> jax.Array:
+        return update + weight_decay * _factor(factors, *(key.key for key in path)) * w
+
+    return optax.stateless(lambda updates, w: jax.tree_util.tree_map_with_path(add, updates, w))
 
 
 def _scale_by_given_rates() -> optax.GradientTransformationExtraArgs:
@@ -195,11 +208,12 @@ def _scale_by_trust_ratio(trust: float) -> optax.GradientTransformationExtraArgs
         def squares(tree: Any) -> Any:
             return extra_args['sum_over_mesh'](jax.tree.map(lambda x: jnp.sum(x * x), tree))
 
-        def scale(u, kernel, u2, w2) -> jax.Array:
+        def scale(path, u, u2, w2) -> jax.Array:
             ratio = trust * jnp.sqrt(w2 / jnp.where(u2 > 0, u2, 1))
-            return u * jnp.where((u2 > 0) & (w2 > 0), ratio, 1) if kernel else u
+            is_kernel = path[-1].key == 'kernel'
+            return u * jnp.where((u2 > 0) & (w2 > 0), ratio, 1) if is_kernel else u
 
-        kernels = _is_kernel(updates)
-        return jax.tree.map(scale, updates, kernels, squares(updates), squares(params)), state
+        sums = squares(updates), squares(params)
+        return jax.tree_util.tree_map_with_path(scale, updates, *sums), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

@@ -93,6 +93,33 @@ def test_with_conv6_and_parts_of_the_batch(x64, backend):
     _assert_as_on_one_device(run, 1e-9)
 
 
+# Rates and norms of split parameters, crops shared by rows of several devices.
+UPDATES = (
+    ('optim.lars_trust', 0.01),
+    ('optim.rate_factors', (('conv1', 0.5), ('bias', 2.0))),
+    ('optim.decay_factors', (('bias', 0.0),)),
+    ('optim.events', ((0.05, 'fc6', 0.001),)),
+    ('augment.images_per_crop', 4),
+    ('augment.mean', 'centre'),
+)
+
+
+@functools.cache
+def _one_device_with(towers: int, changes: tuple[tuple[str, Any], ...]) -> Any:
+    return train(Run(towers, 1, 1, changes=changes), 4)
+
+
+@pytest.mark.parametrize(
+    ('towers', 'data', 'model', 'backend', 'changes'),
+    [(2, 2, 4, 'shard_map', UPDATES), (2, 1, 8, 'pmap', UPDATES)],
+)
+def test_variants_are_as_on_one_device(x64, towers, data, model, backend, changes):
+    losses, state = _one_device_with(towers, changes)
+    got_losses, got = train(Run(towers, data, model, backend=backend, changes=changes), 4)
+    np.testing.assert_allclose(got_losses, losses, rtol=1e-9)
+    assert_close(got, state, 1e-9)
+
+
 @pytest.mark.parametrize(
     ('sizes', 'words'),
     [
