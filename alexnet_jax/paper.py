@@ -113,9 +113,14 @@ ALEXNET: dict[str, Any] = {
     'augment.random_crop': True,
     'augment.mirror': True,
     'augment.colour_std': 0.1,
+    **{'augment.images_per_crop': 1, 'augment.mean': 'at_crop', 'augment.rotation_degrees': 0.0},
+    **{f'augment.{field}': 1.0 for field in ('pixel_divisor', 'colour_divisor')},
+    'augment.colour_epochs': 0.0,
     'optim.learning_rate': 0.01,
     'optim.momentum': 0.9,
     'optim.weight_decay': 0.0005,
+    **{'optim.reference_batch': 0, 'optim.warmup_epochs': 0.0, 'optim.lars_trust': 0.0},
+    **{'optim.rate_inside_velocity': True, 'optim.rate_factors': (), 'optim.decay_factors': ()},
     'training.batch_size': 128,
     'training.init_from': ANY,  # `pretrained_on` says from which data
 }

@@ -20,7 +20,7 @@ FREE = (
     *('training.accumulation_steps', 'training.log_every_steps', 'training.eval_every_epochs'),
     *('training.watchdog_s', 'training.total_epochs', 'training.total_steps'),
     *('training.compilation_cache_dir', 'model.precision', 'model.forms'),
-    *('optim.schedule', 'optim.drop_', 'optim.plateau_'),
+    *('optim.schedule', 'optim.drop_', 'optim.plateau_', 'optim.events'),
 )
 _METRICS = tuple(f'eval/top{k}_error{views}' for views in ('', '_10_views') for k in (1, 5))
 

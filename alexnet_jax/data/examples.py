@@ -20,11 +20,12 @@ class Decoder:
     def __init__(self, features: Any) -> None:
         self._features = features
         self._image: Any = features['image']
+        shape: Any = features['image'].shape
         self._is_file = isinstance(self._image, tfds.features.Image)
         self._is_raw = (
             type(self._image) is tfds.features.Tensor
             and self._image.to_json_content().encoding == tfds.features.Encoding.BYTES.value
-            and None not in self._image.shape
+            and None not in shape
         )
 
     def __call__(self, record: bytes) -> tuple[np.ndarray, int]:
