@@ -25,6 +25,7 @@ from alexnet_jax.parallel.collectives import MODEL_AXES, Collectives
 
 _PASSES = {'gather': 1, 'scatter': 1, 'sum': 2}  # over the group's ring; 'scatter' sums, too
 _LIMIT = 2**16  # devices
+_MAY_BE_ZERO = ('images_per_device', 'latency_us', 'overlap', 'device_hour')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +57,10 @@ class Assumptions:
                 given[name] = tuple(map(int, value.split('+'))) if kind is tuple else kind(value)
             except ValueError as error:
                 raise UserError(f'--assume={word}: {value!r} is not a number') from error
-        assumed = cls(**given)
-        positive = dataclasses.asdict(assumed) | {'devices': min(assumed.devices)}
-        for name in ('images_per_device', 'latency_us', 'overlap', 'device_hour'):  # may be 0
-            positive[name] += 1
-        if wrong := [name for name, value in positive.items() if not value > 0]:
-            raise UserError(f'--assume={wrong[0]}={given[wrong[0]]} is too small')
-        return assumed
+            least = min(given[name]) if name == 'devices' else given[name]
+            if not (least > 0 or (least == 0 and name in _MAY_BE_ZERO)):
+                raise UserError(f'--assume={word}: {least} is too small')
+        return cls(**given)
 
 
 class Transfer(NamedTuple):
@@ -152,6 +150,8 @@ def _row(
 ) -> dict[str, float]:
     """Return the prediction for so many devices, `model` of them for one copy if there are."""
     model = min(model, devices)
+    if devices % model or model not in (1, 2, 4, 8):
+        raise UserError(f'--assume=devices={devices} must be 1, 2, 4 or divide by 8')
     tower = config.model.towers if model >= config.model.towers else 1
     mesh = Collectives(data=devices // model, tower=tower, shard=model // tower)
     batch = assumed.images_per_device * devices or config.training.batch_size

@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 MISSING = [p for p in slurm_lib.PROGRAMS if not shutil.which(p, path=slurm_lib.PATH)]
 pytestmark = [
     pytest.mark.slurm,
-    pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f'apt-get install slurm-wlm munge: no {MISSING}'),
 ]
 STEPS = 60
