@@ -16,13 +16,21 @@ QUICK = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
 class Run:
     """`launch/local.sh COUNT ARGUMENTS`, its output in one file; killed where it has not ended."""
 
-    def __init__(self, count: int, workdir: Path, data_dir: Path, *arguments: str, **env: str):
+    def __init__(
+        self,
+        count: int,
+        workdir: Path,
+        data_dir: Path,
+        *arguments: str,
+        config: str = 'tiny',
+        **env: str,
+    ):
         self.workdir = workdir
         self._output = workdir.parent / f'{workdir.name}.out'
         command = [
             str(ROOT / 'launch' / 'local.sh'),
             str(count),
-            '--config=configs/tiny.py',
+            f'--config=configs/{config}.py',
             f'--workdir={workdir}',
             f'--data_dir={data_dir}',
             '--config.log.tensorboard=false',

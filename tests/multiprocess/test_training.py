@@ -117,3 +117,24 @@ def test_one_process_then_four(tmp_path, data_dir, reference):
     ) as run:
         assert run.finish() == 0, run.output()
     _assert_same(workdir, data_dir, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('count', 'devices', 'copies'), [(2, 2, 2), (4, 1, 2)])
+def test_the_digits_learn_as_in_the_recorded_run(tmp_path, data_dir, count, devices, copies):
+    """The losses of the first 600 steps are those that one process recorded in results/digits."""
+    with Run(
+        count,
+        tmp_path / 'run',
+        data_dir,
+        f'--config.parallel.cpu_devices={devices}',
+        f'--config.parallel.data={copies}',
+        '--config.training.total_steps=600',
+        config='digits',
+        XLA_FLAGS='',
+    ) as run:
+        assert run.finish() == 0, run.output()
+    recorded = local_run.losses(local_run.ROOT / 'results' / 'digits')
+    losses = local_run.losses(run.workdir)
+    assert len(losses) == 13
+    assert losses == pytest.approx({step: recorded[step] for step in losses}, rel=0, abs=1e-4)

@@ -30,7 +30,7 @@ def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(tmp_path, monkeypa
     evaluate = loop._evaluate
 
     def stopped(experiment, state, views, stop):
-        stop.received = signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)
         return evaluate(experiment, state, views, stop)
 
     monkeypatch.setattr(loop, '_evaluate', stopped)
