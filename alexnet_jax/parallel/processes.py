@@ -299,12 +299,17 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process now; of several, without waiting for the others, and process 0 last."""
+    """End this process, of several without waiting for the others."""
     if not jax.distributed.is_initialized():
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
-    if jax.process_index() == 0:
+    end_now(code)
+
+
+def end_now(code: int) -> NoReturn:
+    """End this process from any thread, whatever the others do; of several, process 0 last."""
+    if jax.distributed.is_initialized() and jax.process_index() == 0:
         time.sleep(_FAREWELL_S)
     os._exit(code)
 

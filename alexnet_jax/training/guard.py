@@ -170,7 +170,7 @@ class Watchdog:
         writer = threading.Thread(target=last_words, daemon=True)
         writer.start()
         writer.join(_LAST_WORDS_S)
-        processes.leave(_HUNG)
+        processes.end_now(_HUNG)
 
 
 _LOWER_THE_RATE = (

@@ -1,0 +1,64 @@
+"""The watchdog: what is late ends the process, a pause of the whole process does not."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = """
+import logging, sys, time
+from etils import epath
+from alexnet_jax.training import guard
+logging.basicConfig()
+def stuck(seconds):
+    time.sleep(seconds)
+with guard.Watchdog(epath.Path(sys.argv[1]), {limit}) as watchdog:
+    {body}
+print('the end')
+"""
+
+
+def _start(workdir: Path, limit: float, body: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, '-c', CODE.format(limit=limit, body=body), str(workdir)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_what_takes_too_long_ends_the_process_and_leaves_the_stacks(tmp_path):
+    process = _start(tmp_path, 0.5, "watchdog.expect('step 7'); stuck(100)")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (75, '')
+    words = r'step 7 took longer than 0\.5 s \(config\.training\.watchdog_s\); the stacks are in '
+    assert re.search(words + re.escape(str(tmp_path / 'hang-0.txt')), err), err
+    assert re.search(r'in stuck$', (tmp_path / 'hang-0.txt').read_text(), re.M)
+
+
+def test_it_ends_the_process_even_if_nothing_can_be_written(tmp_path):
+    process = _start(tmp_path / 'gone', 0.5, 'watchdog.expect("a step"); stuck(100)')
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+
+
+def test_what_gets_on_what_is_slow_and_zero_end_nothing(tmp_path):
+    """Each of ten steps in time; a slow one of two limits; after a pause of four, in time again."""
+    steps = 'for i in range(10): watchdog.expect(f"step {i}"); stuck(0.1)'
+    slow = 'watchdog.expect("a save", slow=True); stuck(2)'
+    pause = 'watchdog.expect("a step"); print("ready", flush=True); stuck(0.4)'
+    running = [_start(tmp_path, 1.0, body) for body in (steps, slow, pause)]
+    running.append(_start(tmp_path, 0, 'stuck(2)'))
+    paused = running[2]
+    assert paused.stdout is not None
+    assert paused.stdout.readline() == 'ready\n'
+    paused.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    paused.send_signal(signal.SIGCONT)
+    for process in running:
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (0, 'the end\n'), err
