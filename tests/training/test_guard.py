@@ -52,8 +52,6 @@ def test_what_gets_on_what_is_slow_and_zero_end_nothing(tmp_path):
     slow = 'watchdog.expect("a save", slow=True); stuck(2)'
     pause = "watchdog.expect('a step'); stuck(0.6); print('ready', flush=True)"
     pause += '; [stuck(0.05) for _ in range(20)]'
-        'watchdog.expect("a step"); print("ready", flush=True); [stuck(0.05) for _ in range(30)]'
-    )
     running = [_start(tmp_path, 1.0, body) for body in (steps, slow)]
     running.append(_start(tmp_path, 0, 'stuck(2)'))
     paused = _start(tmp_path, 2.5, pause)
