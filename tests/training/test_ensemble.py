@@ -95,14 +95,21 @@ def test_errors_are_those_of_the_mean_of_the_saved_outputs(runs, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_any_mesh_gives_the_same(runs, tmp_path, capsys):
-    first = _evaluate(runs, tmp_path / 'a', capsys, parallel={'data': 1, 'model': 1})
-    second = _evaluate(runs, tmp_path / 'b', capsys, parallel={'data': 2, 'model': 4})
-    assert first == second
-    for name in ('member_0', 'member_1_10_views'):
-        a, b = _load(tmp_path / 'a', name), _load(tmp_path / 'b', name)
-        assert reference.relative_error(a, b) < 1e-5
-    np.testing.assert_array_equal(_load(tmp_path / 'a', 'labels'), _load(tmp_path / 'b', 'labels'))
+def test_any_mesh_and_backend_give_the_same(runs, tmp_path, capsys):
+    meshes = {
+        'a': {'data': 1, 'model': 1},
+        'b': {'data': 2, 'model': 4},
+        'c': {'data': 1, 'model': 2, 'backend': 'pmap'},
+    }
+    lines = {n: _evaluate(runs, tmp_path / n, capsys, parallel=m) for n, m in meshes.items()}
+    for other in ('b', 'c'):
+        assert lines[other] == lines['a']
+        for name in ('member_0', 'member_1_10_views'):
+            got, want = _load(tmp_path / other, name), _load(tmp_path / 'a', name)
+            assert reference.relative_error(got, want) < 1e-5
+        np.testing.assert_array_equal(
+            _load(tmp_path / other, 'labels'), _load(tmp_path / 'a', 'labels')
+        )
 
 
 @pytest.mark.slow
