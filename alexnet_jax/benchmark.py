@@ -1,32 +1,34 @@
 """Measure the program: how fast it is and where the time goes.
 
-python -m alexnet_jax.benchmark input [--config=FILE] [--data_dir=DIR] [--json]
+python -m alexnet_jax.benchmark communication|input|prediction [--config=FILE] [--data_dir=DIR] [--json]
     [--config.section.field=value ...]
 python -m alexnet_jax.benchmark prepare --source=DIR|TAR [--json]
 
-    input        images a second of the host's part: records read, decoded and made into batches
-    prepare      photographs decoded and resized, written as records by one and two workers
-    prediction   step time, efficiency and cost on clusters, computed from counted operations and
-                 bytes; --assume=NAME=VALUE,... changes what it takes for granted
+    communication  what a training step sends between devices, by axis and layer, on any mesh
+    input          images a second of the host's part: records read, decoded and made into batches
+    prepare        photographs decoded and resized, written as records by one and two workers
+    prediction     step time, efficiency and cost on clusters, computed from counted operations and
+                   bytes; --assume=NAME=VALUE,... changes what it takes for granted
 
 Without --config it is configs/alexnet.py. Measure on a machine that does nothing else.
 Exit codes: 0 done, 1 a bug (traceback), 2 yours to mend (one line).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from alexnet_jax import command_line
-from alexnet_jax.benchmarks import input, prediction, prepare
+from alexnet_jax.benchmarks import communication, input, prediction, prepare
 
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object as the last line.')
 _SOURCE = flags.DEFINE_string('source', '', 'Photographs for prepare: a folder or a tar.')
 _ASSUME = flags.DEFINE_list('assume', [], 'For a prediction: NAME=VALUE,... as it prints them.')
 
 _BENCHMARKS = {
+    'communication': communication.measure,
     'input': input.measure,
     'prepare': lambda config: prepare.measure(_SOURCE.value),
     'prediction': lambda config: prediction.predict(
@@ -39,16 +41,30 @@ def run(argv: Sequence[str]) -> int:
     """Do the benchmark that the command line names; return the exit code."""
     result = _BENCHMARKS[argv[1]](command_line.load_config())
     for name, value in result.items():
-        print(f'{name:<40}{_words(value)}')
+        print(_table(value) if name == 'rows' else f'{name:<40}{_words(value)}')
     if _JSON.value:
         print(json.dumps(result))
     return 0
 
 
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows of the same keys below each other, texts to the left, numbers to the right."""
+    lines = [list(rows[0]), *([_words(v) for v in row.values()] for row in rows)] if rows else []
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = [isinstance(value, str) for row in rows[:1] for value in row.values()]
+    return '\n'.join(
+        '  '.join(
+            cell.ljust(width) if text else cell.rjust(width)
+            for cell, width, text in zip(line, widths, texts, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
 def _words(value: Any) -> str:
     if isinstance(value, float):
         return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
-    return str(value)
+    return f'{value:,}' if type(value) is int else str(value)
 
 
 def main() -> None:

@@ -29,7 +29,8 @@ FLOORS = (
     | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'}
     | {'training.provenance', 'training.pretrained', 'training.ensemble'},
     {'command_line', 'reproduction'}
-    | {'benchmarks.timing', 'benchmarks.input', 'benchmarks.prepare', 'benchmarks.prediction'},
+    | {'benchmarks.timing', 'benchmarks.input', 'benchmarks.prepare', 'benchmarks.prediction'}
+    | {'benchmarks.communication'},
     {'main', 'prepare', 'figures', 'benchmark', 'report'},
 )
 ARROWS = {

@@ -67,18 +67,21 @@ class Collectives:
         `jax.grad`: without replication checks psum transposes to psum.
         """
 
-        def over_model(gradient: jax.Array, spec: P) -> jax.Array:
-            return self._sum(gradient, [a for a in MODEL_AXES if a not in _named(spec)])
+        def reduce(path: Any, gradient: jax.Array, spec: P) -> jax.Array:
+            with jax.named_scope(_scope('gradients', path)):
+                summed = self._sum(gradient, [a for a in MODEL_AXES if a not in _named(spec)])
+                return self.mean_over_data(summed)
 
-        return self.mean_over_data(jax.tree.map(over_model, gradients, specs))
+        return jax.tree_util.tree_map_with_path(reduce, gradients, specs)
 
     def sum_over_parts(self, numbers: Any, specs: Any) -> Any:
         """Add a number for each parameter over the axes that split it, which its spec names."""
 
-        def over_parts(number: jax.Array, spec: P) -> jax.Array:
-            return self._sum(number, [a for a in MODEL_AXES if a in _named(spec)])
+        def over_parts(path: Any, number: jax.Array, spec: P) -> jax.Array:
+            with jax.named_scope(_scope('norms', path)):
+                return self._sum(number, [a for a in MODEL_AXES if a in _named(spec)])
 
-        return jax.tree.map(over_parts, numbers, specs)
+        return jax.tree_util.tree_map_with_path(over_parts, numbers, specs)
 
     def mean_over_data(self, tree: Any) -> Any:
         """Average every leaf over the copies of the network."""
@@ -134,3 +137,8 @@ class Collectives:
 def _named(spec: P) -> set[str]:
     """Return the mesh axes that a PartitionSpec names."""
     return {a for part in spec for a in ((part,) if isinstance(part, str) else part or ())}
+
+
+def _scope(purpose: str, path: Any) -> str:
+    """Name what is sent for one parameter, 'gradients/conv1/kernel'."""
+    return f'{purpose}/{jax.tree_util.keystr(path, simple=True, separator="/")}'

