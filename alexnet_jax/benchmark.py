@@ -1,7 +1,7 @@
 """Measure the program: how fast it is and where the time goes.
 
-python -m alexnet_jax.benchmark communication|input|prediction [--config=FILE] [--data_dir=DIR] [--json]
-    [--config.section.field=value ...]
+python -m alexnet_jax.benchmark communication|input|prediction [--config=FILE] [--json]
+    [--data_dir=DIR] [--config.section.field=value ...]
 python -m alexnet_jax.benchmark prepare --source=DIR|TAR [--json]
 
     communication  what a training step sends between devices, by axis and layer, on any mesh

@@ -41,7 +41,8 @@ class Collectives:
 
     def gather_images(self, images: jax.Array) -> jax.Array:
         """Bring the rows of the tower's partners together; uint8, forward only. [rows, H, W, C]."""
-        return self._gather(images, ('tower',), axis=0)
+        with jax.named_scope('images'):
+            return self._gather(images, ('tower',), axis=0)
 
     def join_towers(self, x: jax.Array) -> jax.Array:
         """Concatenate the towers' channels: [rows, H, W, C / tower] -> [rows, H, W, C]."""
@@ -56,8 +57,18 @@ class Collectives:
         return self._gather(x, MODEL_AXES, axis=-1)
 
     def sum_over_model(self, x: jax.Array) -> jax.Array:
-        """Add the partial logits of the devices that share one copy. [rows, classes]."""
-        return self._sum(x, MODEL_AXES)
+        """Add the partial logits of the devices that share one copy. [rows, classes].
+
+        Backward nothing is sent: each device has the same gradient of (loss / model), so their sum
+        is `model` times its own.
+        """
+
+        @jax.custom_vjp
+        def total(x: jax.Array) -> jax.Array:
+            return self._sum(x, MODEL_AXES)
+
+        total.defvjp(lambda x: (total(x), None), lambda _, gradient: (gradient * self.model,))
+        return total(x)
 
     def sum_gradients(self, gradients: Any, specs: Any) -> Any:
         """Turn gradients of (local loss / model) into those of the global mean loss.
