@@ -89,7 +89,7 @@ def connect(
       initialization_timeout_s: how long to wait for all of them.
       heartbeat_timeout_s: after how long without a sign of life one counts as lost.
       shutdown_timeout_s: how long to wait for the others at the end.
-      wait_on_sigterm: SIGTERM does not end the process, `stop_agreed` tells of it.
+      wait_on_sigterm: SIGTERM does not end the process: `reached_preemption_sync_point` tells.
 
     Raises UserError when the flags contradict each other, no launcher is found or the others cannot
     be joined. Ends the process with `PEER_LOST` when not all come in time.
@@ -205,14 +205,6 @@ def _silent(name: str) -> Iterator[None]:
         yield
     finally:
         logger.disabled = False
-
-
-def stop_agreed(count: int) -> bool:
-    """Say whether all processes stop at this call, some having had a SIGTERM.
-
-    All call it equally often, with a `count` that is one higher each time.
-    """
-    return multihost_utils.reached_preemption_sync_point(count)
 
 
 def from_first(make: Callable[[], _T]) -> _T:

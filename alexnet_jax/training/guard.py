@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from alexnet_jax.config import UserError
 from alexnet_jax.parallel import processes
@@ -103,9 +104,9 @@ class StopSignal:
     def due(self) -> bool:
         """Say whether to stop now; all processes ask equally often and get the same answer."""
         self._checks += 1
-        if not self.received and (
-            self._noted if self._alone else processes.stop_agreed(self._checks)
-        ):
+        if self._alone:
+            self.received = self._noted
+        elif multihost_utils.reached_preemption_sync_point(self._checks):
             self.received = self._noted or signal.SIGTERM
         return self.received > 0
 

@@ -76,7 +76,8 @@ def _assert_same(workdir, data_dir, reference) -> None:
         assert error < 1e-9, name
 
 
-def test_two_processes_then_one(tmp_path, data_dir, reference):
+@pytest.mark.parametrize('backend', ['shard_map', pytest.param('pmap', marks=pytest.mark.slow)])
+def test_two_processes_then_one(tmp_path, data_dir, reference, backend):
     """Two processes with two devices each train and save, one process with one device goes on."""
     workdir = tmp_path / 'run'
     with Run(
@@ -85,6 +86,7 @@ def test_two_processes_then_one(tmp_path, data_dir, reference):
         data_dir,
         *FLOAT64,
         '--config.parallel.data=2',
+        f'--config.parallel.backend={backend}',
         f'--config.training.total_steps={HALF}',
     ) as run:
         assert run.finish() == 0, run.output()
