@@ -1,7 +1,7 @@
-"""Train or evaluate AlexNet.
+"""Train or evaluate AlexNet, or check in a few steps that a configuration learns.
 
 python -m alexnet_jax.main --config=configs/digits.py [--workdir=DIR] [--data_dir=DIR]
-    [--mode=train|evaluate] [--dry_run] [--config.section.field=value ...]
+    [--mode=train|evaluate|check] [--check_steps=N] [--dry_run] [--config.section.field=value ...]
     [--distributed=off|auto|slurm|k8s|tpu|mpi4py]
     [--coordinator_address=HOST:PORT --num_processes=N --process_id=I]
 
@@ -18,10 +18,11 @@ from etils import epath
 
 from alexnet_jax import command_line
 from alexnet_jax.parallel import processes
-from alexnet_jax.training import describe, ensemble, experiment, loop
+from alexnet_jax.training import check, describe, ensemble, experiment, loop
 
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Default: runs/ and the name of the config file.')
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'check'], 'What to do.')
+_CHECK_STEPS = flags.DEFINE_integer('check_steps', 100, 'Steps of --mode=check, at most.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print what would run, compile one step, end.')
 _DISTRIBUTED = flags.DEFINE_enum(
     'distributed', 'off', processes.DETECTIONS, 'What started several processes; auto: JAX looks.'
@@ -60,6 +61,9 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if _MODE.value == 'evaluate':
         loop.evaluate_checkpoint(config, workdir)
+        return 0
+    if _MODE.value == 'check':
+        check.check(config, _CHECK_STEPS.value)
         return 0
     return loop.train(config, workdir)
 

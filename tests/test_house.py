@@ -27,7 +27,7 @@ FLOORS = (
     | {'data.shard_files', 'data.devkit', 'data.tfds_imagenet', 'data.examples'},
     {'training.loop', 'training.experiment', 'training.evaluate'}
     | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'}
-    | {'training.provenance', 'training.pretrained', 'training.ensemble'},
+    | {'training.provenance', 'training.pretrained', 'training.ensemble', 'training.check'},
     {'command_line', 'reproduction'}
     | {'benchmarks.timing', 'benchmarks.input', 'benchmarks.prepare', 'benchmarks.prediction'}
     | {'benchmarks.communication'},
@@ -50,6 +50,7 @@ ARROWS = {
     | {'training.manifest', 'training.pretrained'},
     'training.checkpoint': {'training.manifest'},
     'training.pretrained': {'training.checkpoint', 'training.experiment'},
+    'training.check': {'training.experiment'},
     'training.ensemble': {'training.experiment', 'training.manifest'}
     | {'training.pretrained', 'training.provenance'},
     'training.experiment': {'training.evaluate'},

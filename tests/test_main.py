@@ -65,7 +65,7 @@ def command(monkeypatch, capsys, tmp_path):
         ([TINY, '--workdir=gs://bucket/run'], r'is not a local directory'),
         ([TINY, '--config.seed'], r'[Mm]issing value for flag'),
         (['--config.seed=1', TINY], r'before a value for --config was specified'),
-        ([TINY, '--mode=fly'], r'--mode=fly: value should be one of <train\|evaluate>'),
+        ([TINY, '--mode=fly'], r'--mode=fly: value should be one of <train\|evaluate\|check>'),
         ([TINY, '--wrkdir=x'], r"Unknown command line flag 'wrkdir'"),
         ([TINY, 'extra'], r"'extra' is not a flag"),
         ([TINY, '--config.data.name=nothing'], r"data set 'nothing' is not in "),

@@ -1,0 +1,169 @@
+"""`--mode=check`: a sound configuration leaves chance; of an unsound one the cause is named."""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+import pytest
+
+from alexnet_jax.config import UserError
+from alexnet_jax.data.augment import Augment
+from alexnet_jax.training import check
+from alexnet_jax.training.experiment import build
+from configs import digits
+from tests import reference
+
+STEPS = 100
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp('data')
+
+
+def _config(data_dir, **fields):
+    """The digits' configuration with narrower layers; `section__field` changes it."""
+    config = digits.get_config()
+    for name in ('conv1', 'conv2', 'conv3', 'conv4', 'conv5'):
+        config.model[name].features = 16
+    config.model.fc6.features = config.model.fc7.features = 64
+    config.data.dir = str(data_dir)
+    config.parallel.update(data=1, model=1, cpu_devices=0)
+    config.optim.learning_rate = 0.01
+    for name, value in fields.items():
+        *path, last = name.split('__')
+        section = config
+        for part in path:
+            section = section[part]
+        section[last] = value
+    return config
+
+
+@pytest.mark.slow
+def test_a_sound_configuration_leaves_chance(data_dir, capsys):
+    check.check(_config(data_dir, parallel__model=2), STEPS)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r'leaves chance: loss \d\.\d+ after \d+ steps on one batch, [12]\.\d+ without .*', lines[-1]
+    )
+    layers = [line.split()[0] for line in lines[2:-1]]
+    assert layers == ['conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc6', 'fc7', 'fc8']
+
+
+def _small_weights(config):
+    for name in ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc6', 'fc7', 'fc8'):
+        config.model[name].init_std = 0.01
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('fields', 'words'),
+    [
+        ({'optim__learning_rate': 0.0, 'optim__weight_decay': 0.0}, 'no weight changes; raise '),
+        ({'optim__learning_rate': 1e-9}, r'a step changes no layer by more than .*learning_rate'),
+        ({'optim__learning_rate': 1e3}, r'the loss ends at .*; lower config\.optim\.learning_rate'),
+        (
+            {'model__conv3__init_bias': -1e4},
+            r'100% of the units of conv3 are 0 .*raise config\.model\.conv3\.init_bias',
+        ),
+        ({'model__fc7__init_std': 5.0}, r'loss is .* before the first step .*lower init_std'),
+    ],
+    ids=str,
+)
+def test_what_keeps_it_at_chance_is_named(data_dir, fields, words, capsys):
+    steps = STEPS if fields.get('optim__learning_rate') == 1e3 else 8
+    with pytest.raises(UserError, match='does not leave chance: loss ') as error:
+        check.check(_config(data_dir, **fields), steps)
+    assert re.search(words, str(error.value)), error.value
+    assert '\n' not in str(error.value)
+    assert 'pixels: standard deviation 70.6' in capsys.readouterr().out
+
+
+class _Divided(Augment):
+    """Pixels on the 0-1 scale, as many ports have them."""
+
+    def _crop(self, *arguments):
+        return super()._crop(*arguments) / 255
+
+
+@pytest.mark.slow
+def test_pixels_divided_by_255_are_named(data_dir):
+    """With weights of N(0, 0.01) such pixels are the known cause of a loss that stays."""
+    config = _small_weights(_config(data_dir))
+    experiment = build(config)
+    experiment = dataclasses.replace(experiment, augment=_Divided(**config.augment))
+    trace = check.run(experiment, 12)
+    assert not check.leaves_chance(trace)
+    assert trace.before.pixel_std == pytest.approx(70.6 / 255, rel=0.01)
+    assert re.match(
+        r'the pixels .* standard deviation of 0\.277.*do not divide them',
+        check.suspect(trace, config),
+    )
+
+
+@pytest.mark.slow
+def test_images_that_are_lost_on_the_way_are_named(data_dir):
+    """On the right scale, but through layers that let nearly nothing through."""
+    config = _config(data_dir, model__conv2__init_std=1e-6)
+    trace = check.run(build(config), 1)
+    assert re.match(
+        r'the outputs of conv2 differ by .* raise config\.model\.conv2\.init_std',
+        check.suspect(trace, config),
+    )
+
+
+@pytest.mark.slow
+def test_the_numbers_are_those_of_numpy(data_dir):
+    """conv1 by the slow convolution: scale, difference between images, units that are 0."""
+    config = _config(data_dir, training__batch_size=6, model__conv1__init_bias=-9.0)
+    config.model.conv1.features = 4
+    experiment = build(config)
+    params = experiment.init_state().params
+    batch = check._first_batch(experiment)
+    look = check._look(experiment, params, batch)
+    mean = experiment.host_statistics.mean_image
+    crops = batch.images.astype(np.float64) - mean
+    assert look.pixel_std == pytest.approx(crops.std(), rel=1e-5)
+    kernel, bias = (np.asarray(params['conv1'][name], np.float64) for name in ('kernel', 'bias'))
+    outputs = np.maximum(reference.convolve(crops, kernel, bias, stride=1, padding=(1, 1)), 0.0)
+    layer = look.layers['conv1']
+    scale = math.sqrt((outputs**2).mean())
+    assert layer.scale == pytest.approx(scale, rel=1e-5)
+    spread = math.sqrt(outputs.var(axis=0).mean())
+    assert layer.differ == pytest.approx(spread / scale, rel=1e-5)
+    assert layer.dead == np.mean(outputs.max(axis=(0, 1, 2)) == 0)
+
+
+def _trace(**changes):
+    layer = check.Layer(scale=1.0, differ=0.5, dead=0.0, gradient=0.1)
+    look = check.Look(loss=2.3, pixel_std=60.0, layers={'conv1': layer, 'fc8': layer})
+    trace = check.Trace([2.3] * 20, 2.2, look, look, {'conv1': 1e-3, 'fc8': 1e-2})
+    return trace._replace(**changes)
+
+
+def test_nothing_odd_names_the_dropout_or_more_steps(data_dir):
+    config = _config(data_dir)
+    assert 'the noise of config.model.dropout = 0.5' in check.suspect(_trace(), config)
+    config.model.dropout = 0.0
+    assert check.suspect(_trace(), config) == (
+        'no layer, update or pixel is odd; give it more --check_steps'
+    )
+
+
+def test_units_that_die_in_training_are_named(data_dir):
+    look = _trace().before
+    dead = look._replace(layers={**look.layers, 'conv1': look.layers['conv1']._replace(dead=1.0)})
+    words = check.suspect(_trace(after=dead), _config(data_dir))
+    assert words.startswith('100% of the units of conv1 died in training; lower config.optim')
+
+
+def test_to_know_the_labels_frequencies_is_not_to_leave_chance():
+    """A batch of few labels lets a network without images below log(classes)."""
+    assert not check.leaves_chance(_trace(losses=[1.8] * 20))
+    assert check.leaves_chance(_trace(losses=[2.3] * 15 + [1.7] * 5))
+    assert not check.leaves_chance(_trace(losses=[1.0] * 4))
+    clean = _trace().after._replace(loss=1.7)
+    assert check.leaves_chance(_trace(after=clean))
+    assert not check.leaves_chance(_trace(losses=[math.nan] * 5))
