@@ -1,9 +1,13 @@
 """Measure the program: how fast it is and where the time goes.
 
-python -m alexnet_jax.benchmark communication|input|prediction [--config=FILE] [--json]
-    [--data_dir=DIR] [--config.section.field=value ...]
+python -m alexnet_jax.benchmark step|layers|communication|input|prediction [--config=FILE]
+    [--against=torch|plain] [--data_dir=DIR] [--json] [--config.section.field=value ...]
 python -m alexnet_jax.benchmark prepare --source=DIR|TAR [--json]
 
+    step           images a second of the training step alone, without reading data, and its part
+                   of the device's fastest matrix products; --against=torch or plain: beside it the
+                   same step by PyTorch (torch.compile, channels_last) or by plain Flax and optax
+    layers         where the time of a step goes: each layer by itself, forward and backward
     communication  what a training step sends between devices, by axis and layer, on any mesh
     input          images a second of the host's part: records read, decoded and made into batches
     prepare        photographs decoded and resized, written as records by one and two workers
@@ -15,19 +19,25 @@ Exit codes: 0 done, 1 a bug (traceback), 2 yours to mend (one line).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import ml_collections
 from absl import flags
 
 from alexnet_jax import command_line
-from alexnet_jax.benchmarks import communication, input, prediction, prepare
+from alexnet_jax.benchmarks import communication, input, layers, prediction, prepare, step
 
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object as the last line.')
+_AGAINST = flags.DEFINE_enum(
+    'against', '', ['', 'torch', 'plain'], 'For step: what to compare with.'
+)
 _SOURCE = flags.DEFINE_string('source', '', 'Photographs for prepare: a folder or a tar.')
 _ASSUME = flags.DEFINE_list('assume', [], 'For a prediction: NAME=VALUE,... as it prints them.')
 
-_BENCHMARKS = {
+_BENCHMARKS: dict[str, Callable[[ml_collections.ConfigDict], dict[str, Any]]] = {
+    'step': lambda config: step.measure(config, against=_AGAINST.value),
+    'layers': layers.measure,
     'communication': communication.measure,
     'input': input.measure,
     'prepare': lambda config: prepare.measure(_SOURCE.value),

@@ -100,15 +100,15 @@ class AlexNet(nn.Module):
             dtype=jnp.dtype(self.dtype),
             param_dtype=self._param_dtype,
             precision=self.precision,
-            fast=self._fast,
+            fast=self.fast,
             name=name,
         )(towers)
         towers = self._each(name, nn.relu, towers, seen)
         if lrn:
-            norm = functools.partial(local_response_norm, **self.lrn, fast=self._fast)
+            norm = functools.partial(local_response_norm, **self.lrn, fast=self.fast)
             towers = self._each(name.replace('conv', 'lrn'), norm, towers, seen)
         if window:
-            pool = functools.partial(max_pool, window=window, stride=stride, fast=self._fast)
+            pool = functools.partial(max_pool, window=window, stride=stride, fast=self.fast)
             towers = self._each(name.replace('conv', 'pool'), pool, towers, seen)
         return towers
 
@@ -182,7 +182,7 @@ class AlexNet(nn.Module):
         return towers
 
     @property
-    def _fast(self) -> bool:
+    def fast(self) -> bool:
         """Which forms of the layers run; the only place that decides it.
 
         'auto' is by measurement on the CPU, where the fast forms take half of a step's time off.

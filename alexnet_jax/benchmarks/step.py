@@ -1,0 +1,151 @@
+"""The training step: images a second, and the part that is of the fastest matrix products."""
+
+import math
+import os
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from alexnet_jax.benchmarks import timing
+from alexnet_jax.benchmarks.problem import Ours, Plain, Torch, assert_same_losses, without_chance
+from alexnet_jax.network.model import count_macs, training_flops
+
+_ROUNDS = 7
+_TURN_S = 0.5  # a turn repeats its work to take at least so long
+_CHECKED_STEPS = 3
+_TOLERANCE = {'float32': 1e-4, 'float64': 1e-9, 'bfloat16': 0.05}  # of losses, relative
+
+
+def measure(config: ml_collections.ConfigDict, *, against: str = '') -> dict[str, Any]:
+    """Return the speed of a configuration's training step, the reading of data left out.
+
+    One batch of noise lies on the device. A step is that of a run: augmentation, forward, backward,
+    update. `mfu` is images a second times the arithmetic that an image needs, divided by the best
+    rate of a large matrix product in the same rounds, by either framework, on as many devices.
+
+    `against`: 'torch', the same function by PyTorch with torch.compile and channels_last, in a
+    process of its own; 'plain', by Flax and optax with grouped convolutions. Both take ready crops.
+    Before anything is timed their losses are compared with ours over some steps, without dropout.
+    """
+    if against == 'torch':  # two processes share the memory of a GPU
+        os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+    product = MatrixProduct(config)
+    result, rival = _rival(config, against, product.size)
+    ours = Ours(config)
+    experiment, batch_size = ours.experiment, config.training.batch_size
+    steps = {'ours': ours.train, **({against: rival.train} if rival else {})}
+    products: dict[str, Callable[[int], object]] = {'product': product.run}
+    if isinstance(rival, Torch):
+        products['torch_product'] = lambda times: rival.ask('product', times)
+    repeats = _repeats(ours.train)
+    cases: dict[str, Callable[[], object]] = {
+        name: lambda f=f: f(repeats) for name, f in steps.items()
+    }
+    cases |= {name: lambda f=f: f(product.repeats) for name, f in products.items()}
+    seconds = timing.interleaved(cases, rounds=_ROUNDS, warmup=2)
+    if isinstance(rival, Torch):
+        rival.close()
+
+    flops = training_flops(count_macs(experiment.model, experiment.crop_shape))
+    fastest = min(min(seconds[name]) for name in products)
+    peak = product.repeats * product.flops / fastest * experiment.mesh.size
+    images = batch_size * repeats
+    rate = timing.rates('images_per_second', images, seconds['ours'])
+    result |= {
+        **_describe(ours),
+        'gflop_per_image': flops / 1e9,
+        'peak_gflops': peak / 1e9,
+        **rate,
+        'mfu': rate['images_per_second'] * flops / peak,
+    }
+    if against:
+        result |= timing.rates(f'{against}_images_per_second', images, seconds[against])
+        result |= timing.paired_ratio(f'ratio_to_{against}', seconds[against], seconds['ours'])
+        rival_rate = result[f'{against}_images_per_second']
+        result[f'{against}_mfu'] = rival_rate * flops / peak
+    return result
+
+
+def _rival(
+    config: ml_collections.ConfigDict, against: str, product_size: int
+) -> tuple[dict[str, Any], Plain | Torch | None]:
+    """Return what was found about the other program, checked against ours, and it, begun anew."""
+    if not against:
+        return {}, None
+    fair = without_chance(config)
+    ours = Ours(fair, one_device=True)
+    params = jax.device_get(ours.state.params)
+    want = ours.train(_CHECKED_STEPS)
+    del ours
+    tolerance = _TOLERANCE[config.model.dtype]
+    if against == 'plain':
+        got = Plain(fair, params).train(_CHECKED_STEPS)
+        apart = assert_same_losses(against, got, want, tolerance)
+        return {'losses_apart': apart}, Plain(config, params)
+    rival = Torch(fair, params, product_size)
+    got = rival.train(_CHECKED_STEPS)
+    apart = assert_same_losses(against, got, want, tolerance)
+    rival.restart(dropout=config.model.dropout)
+    return {'losses_apart': apart, 'torch': rival.version, 'torch_device': rival.device}, rival
+
+
+class MatrixProduct:
+    """A square product, large enough to run at the device's full rate."""
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self.size = 1024
+        while True:
+            side = (self.size, self.size)
+            self.factors = [
+                jax.random.normal(jax.random.key(number), side, config.model.dtype)
+                for number in range(2)
+            ]
+            self.product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=config.model.precision))
+            self.repeats = _repeats(self.run)
+            if self.repeats <= _TURN_S / 0.05 or self.size == 16384:
+                return
+            self.size *= 2
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations of one product."""
+        return 2 * self.size**3
+
+    def run(self, times: int) -> None:
+        """Multiply, and wait for the last result."""
+        for _ in range(times):
+            result = self.product(*self.factors)
+        result.block_until_ready()
+
+
+def _repeats(work: Callable[[int], object]) -> int:
+    """Return how often to do a piece of work in one turn; does it twice."""
+    work(1)
+    began = time.perf_counter()
+    work(1)
+    return max(1, math.ceil(_TURN_S / (time.perf_counter() - began)))
+
+
+def _describe(ours: Ours) -> dict[str, Any]:
+    """Return what was measured and what it takes of memory."""
+    experiment, memory = ours.experiment, ours.compiled.memory_analysis()
+    config, device = experiment.config, experiment.mesh.devices.flat[0]
+    cost = ours.compiled.cost_analysis() or {}
+    in_use = (device.memory_stats() or {}).get('peak_bytes_in_use')
+    return {
+        'device': f'{experiment.mesh.size} x {device.device_kind}',
+        'jax': jax.__version__,
+        'batch_size': config.training.batch_size,
+        'dtype': config.model.dtype,
+        'precision': config.model.precision,
+        'forms': config.model.forms,
+        'bytes_accessed_per_step': cost.get('bytes accessed', math.nan),
+        'temporary_bytes': memory.temp_size_in_bytes,
+        # On the CPU that of the process, on a device its allocator's.
+        'peak_memory_bytes': in_use or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }

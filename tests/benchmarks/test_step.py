@@ -1,0 +1,133 @@
+"""The benchmarks of the step and of its layers: what is compared is the same function."""
+
+import importlib.util
+import math
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from alexnet_jax.benchmarks import layers, problem, step, torch_step
+from alexnet_jax.config import UserError
+from configs import tiny
+
+
+def configuration(**model):
+    """Return the tiny network on one device, with weights large enough for the loss to move."""
+    config = tiny.get_config()
+    config.parallel.update(data=1, model=1, cpu_devices=0)
+    config.optim.update(schedule='constant', learning_rate=0.01, weight_decay=0.05)
+    for name in ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc6', 'fc7', 'fc8'):
+        config.model[name].init_std = 0.15
+    config.model.lrn.alpha = 1e-3
+    config.model.update(model)
+    return config
+
+
+@pytest.fixture(scope='module')
+def ours():
+    """Return (initial weights, losses of four steps) of our step without chance."""
+    program = problem.Ours(problem.without_chance(configuration()))
+    params = jax.device_get(program.state.params)
+    losses = program.train(4)
+    assert max(losses) - min(losses) > 0.1 * max(losses), 'a loss that stands still says nothing'
+    return params, losses
+
+
+def test_the_plain_program_is_the_same_function(ours):
+    params, losses = ours
+    plain = problem.Plain(problem.without_chance(configuration()), params)
+    np.testing.assert_allclose(plain.train(4), losses, rtol=1e-4)
+
+
+def torch_settings(config, monkeypatch) -> dict:
+    """Return what the other process is told, without starting one."""
+    told = []
+
+    class Process:
+        def __init__(self, command, **_):
+            told.append(command[-1])
+            file = problem.json.loads(command[-1])['problem']
+            with np.load(file, allow_pickle=False) as arrays:
+                told.append({name: arrays[name] for name in arrays.files})
+
+    monkeypatch.setattr(problem.subprocess, 'Popen', Process)
+    monkeypatch.setattr(problem.Torch, '_answer', lambda self: ['', ''])
+    problem.Torch(config, problem.Ours(config).state.params, product_size=8)
+    return {**problem.json.loads(told[0]), 'arrays': told[1]}
+
+
+def test_the_program_in_pytorch_is_the_same_function(ours, monkeypatch, tmp_path):
+    config = problem.without_chance(configuration())
+    settings = torch_settings(config, monkeypatch)
+    params, losses = ours
+    arrays = settings.pop('arrays')
+    jax.tree.map_with_path(
+        lambda path, leaf: np.testing.assert_array_equal(
+            arrays['/'.join(key.key for key in path)], leaf
+        ),
+        params,
+    )
+    settings['problem'] = str(tmp_path / 'problem.npz')
+    np.savez(settings['problem'], **arrays)
+    monkeypatch.setattr(torch, 'compile', lambda network, dynamic: network)
+    worker = torch_step.Worker(settings)
+    np.testing.assert_allclose(worker.train(0.0, 4), losses, rtol=1e-4)
+    worker.reset()
+    np.testing.assert_allclose(worker.train(0.0, 1), losses[:1], rtol=1e-4)
+    assert abs(worker.train(0.5, 1)[0] - losses[1]) > 1e-3 * losses[1], 'dropout does something'
+    first, second = worker.factors
+    assert worker.product(2) == [pytest.approx((first @ second)[0, 0].item())]
+
+
+def test_another_function_is_refused(ours):
+    params, losses = ours
+    config = problem.without_chance(
+        configuration(lrn={'k': 1.0, 'n': 5, 'alpha': 1e-3, 'beta': 0.75})
+    )
+    other = problem.Plain(config, params).train(4)
+    with pytest.raises(UserError, match='computes another function') as error:
+        problem.assert_same_losses('plain', other, losses, 1e-4)
+    assert '\n' not in str(error.value)
+    with pytest.raises(UserError):
+        problem.assert_same_losses('plain', [math.nan], [1.0], 1e-4)
+
+
+def test_the_result_of_step(monkeypatch):
+    monkeypatch.setattr(step, '_ROUNDS', 2)
+    monkeypatch.setattr(step, '_TURN_S', 0.01)
+    result = step.measure(configuration(), against='plain')
+    assert result['batch_size'] == 16
+    low, middle, high = (result[f'images_per_second{end}'] for end in ('_min', '', '_max'))
+    assert 0 < low <= middle <= high
+    mfu = middle * result['gflop_per_image'] / result['peak_gflops']
+    assert result['mfu'] == pytest.approx(mfu)
+    assert result['ratio_to_plain_min'] <= result['ratio_to_plain'] <= result['ratio_to_plain_max']
+    assert result['peak_memory_bytes'] > result['temporary_bytes'] > 0
+    assert result['bytes_accessed_per_step'] > 0
+
+
+def test_the_layers_are_those_of_the_network(monkeypatch):
+    monkeypatch.setattr(layers, '_ROUNDS', 1)
+    monkeypatch.setattr(step, '_TURN_S', 0.01)
+    result = layers.measure(configuration())
+    names = [name.removesuffix('_ms') for name in result if name.endswith('_ms')]
+    assert names[2:] == (
+        ['augment', 'conv1', 'lrn1', 'pool1', 'conv2', 'lrn2', 'pool2']
+        + ['conv3', 'conv4', 'conv5', 'fc6', 'fc7', 'fc8', 'update']
+    )
+    assert sum(result[f'{name}_share'] for name in names[2:]) == pytest.approx(1)
+    assert result['conv2_of_peak'] > 0
+
+
+def test_a_comparison_takes_one_device_and_pytorch(monkeypatch):
+    config = configuration()
+    config.parallel.data = 2
+    with pytest.raises(UserError, match='the mesh has 2'):
+        step.measure(config, against='plain')
+    with pytest.raises(UserError, match='the mesh has 2'):
+        layers.measure(config)
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match=r'pip install -e "\.\[compare\]"'):
+        step.measure(configuration(), against='torch')
