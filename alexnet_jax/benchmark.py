@@ -1,18 +1,22 @@
 """Measure the program: how fast it is and where the time goes.
 
-python -m alexnet_jax.benchmark step|layers|communication|input|prediction [--config=FILE]
-    [--against=torch|plain] [--data_dir=DIR] [--json] [--config.section.field=value ...]
-python -m alexnet_jax.benchmark prepare --source=DIR|TAR [--json]
+python -m alexnet_jax.benchmark WHAT [--config=FILE] [--config.section.field=value ...]
+    [--data_dir=DIR] [--against=torch|plain] [--synthetic=N] [--source=DIR|TAR]
+    [--assume=NAME=VALUE,...] [--json]
 
     step           images a second of the training step alone, without reading data, and its part
                    of the device's fastest matrix products; --against=torch or plain: beside it the
                    same step by PyTorch (torch.compile, channels_last) or by plain Flax and optax
     layers         where the time of a step goes: each layer by itself, forward and backward
     communication  what a training step sends between devices, by axis and layer, on any mesh
-    input          images a second of the host's part: records read, decoded and made into batches
-    prepare        photographs decoded and resized, written as records by one and two workers
+    input          images a second of the host's part: records read, decoded and made into batches;
+                   --synthetic: of N made images, as pixels and as JPEG
+    end_to_end     training steps on the data set beside steps on one batch that is on the device
+    startup        seconds from the command to the end of the first step, and what takes them
+    prepare        photographs of --source decoded and resized, written as records by one and two
+                   workers
     prediction     step time, efficiency and cost on clusters, computed from counted operations and
-                   bytes; --assume=NAME=VALUE,... changes what it takes for granted
+                   bytes; --assume changes what it takes for granted
 
 Without --config it is configs/alexnet.py. Measure on a machine that does nothing else.
 Exit codes: 0 done, 1 a bug (traceback), 2 yours to mend (one line).
@@ -26,20 +30,34 @@ import ml_collections
 from absl import flags
 
 from alexnet_jax import command_line
-from alexnet_jax.benchmarks import communication, input, layers, prediction, prepare, step
+from alexnet_jax.benchmarks import (
+    communication,
+    end_to_end,
+    input,
+    layers,
+    prediction,
+    prepare,
+    startup,
+    step,
+)
 
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object as the last line.')
 _AGAINST = flags.DEFINE_enum(
     'against', '', ['', 'torch', 'plain'], 'For step: what to compare with.'
 )
 _SOURCE = flags.DEFINE_string('source', '', 'Photographs for prepare: a folder or a tar.')
+_SYNTHETIC = flags.DEFINE_integer(
+    'synthetic', 0, 'N images for input, as pixels and as JPEG, in place of the data set.'
+)
 _ASSUME = flags.DEFINE_list('assume', [], 'For a prediction: NAME=VALUE,... as it prints them.')
 
 _BENCHMARKS: dict[str, Callable[[ml_collections.ConfigDict], dict[str, Any]]] = {
     'step': lambda config: step.measure(config, against=_AGAINST.value),
     'layers': layers.measure,
     'communication': communication.measure,
-    'input': input.measure,
+    'input': lambda config: input.measure(config, synthetic=_SYNTHETIC.value),
+    'end_to_end': end_to_end.measure,
+    'startup': startup.measure,
     'prepare': lambda config: prepare.measure(_SOURCE.value),
     'prediction': lambda config: prediction.predict(
         config, prediction.Assumptions.parse(_ASSUME.value)

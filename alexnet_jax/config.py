@@ -148,11 +148,7 @@ def make_plan(
     if num_examples < 1:
         raise UserError('the training split has no example; name another data.train_split')
     plan = Plan(num_examples, batch_size, total_steps, eval_every_epochs)
-    return (
-        plan
-        if total_steps
-        else dataclasses.replace(plan, total_steps=plan.first_step(total_epochs))
-    )
+    return dataclasses.replace(plan, total_steps=total_steps or plan.first_step(total_epochs))
 
 
 def to_json(config: Mapping[str, Any] | ml_collections.ConfigDict) -> str:

@@ -30,7 +30,9 @@ FLOORS = (
     | {'training.provenance', 'training.pretrained', 'training.ensemble', 'training.check'},
     {'command_line', 'reproduction'}
     | {'benchmarks.timing', 'benchmarks.input', 'benchmarks.prepare', 'benchmarks.prediction'}
-    | {'benchmarks.communication'},
+    | {'benchmarks.communication', 'benchmarks.end_to_end', 'benchmarks.startup'}
+    | {'benchmarks.step', 'benchmarks.layers', 'benchmarks.problem'}
+    | {'benchmarks.plain_step', 'benchmarks.torch_step'},
     {'main', 'prepare', 'figures', 'benchmark', 'report'},
 )
 ARROWS = {
@@ -57,7 +59,12 @@ ARROWS = {
     'training.describe': {'training.experiment'},
     'training.provenance': {'training.experiment'},
     'benchmarks.input': {'benchmarks.timing'},
+    'benchmarks.end_to_end': {'benchmarks.timing'},
+    'benchmarks.startup': {'benchmarks.timing'},
     'benchmarks.prepare': {'benchmarks.timing'},
+    'benchmarks.step': {'benchmarks.timing', 'benchmarks.problem'},
+    'benchmarks.layers': {'benchmarks.timing', 'benchmarks.problem', 'benchmarks.step'},
+    'benchmarks.problem': {'benchmarks.plain_step'},
 }
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 

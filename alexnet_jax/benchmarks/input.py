@@ -1,41 +1,88 @@
 """The host's part alone: records of a data set read, decoded and made into batches."""
 
-import itertools
+import contextlib
+import tempfile
 import time
 from typing import Any
 
 import ml_collections
+import numpy as np
+from PIL import Image
 
 from alexnet_jax.benchmarks import timing
-from alexnet_jax.data import pipeline
+from alexnet_jax.data import images, pipeline, records, sources
 
-_BATCHES = 40  # a round
 _ROUNDS = 7
+_BATCHES = 40  # a round
 
 
-def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def measure(config: ml_collections.ConfigDict, *, synthetic: int = 0) -> dict[str, Any]:
     """Return images a second, and a second of processor time, of the training batches.
 
-    The data set is the config's; its files are read once before, so that they are in memory where
+    With `synthetic` of so many images, stored as pixels and as JPEG in a temporary directory, in
+    place of the config's data set. Each image is read once before: the files are in memory where
     there is room for them.
     """
-    dataset, _ = pipeline.load(**config.data)
+    if not synthetic:
+        dataset, _ = pipeline.load(**config.data)  # computes the statistics if there are none
+        return {'data_set': dataset.full_name, **_measure(dataset, config, '')}
+    results = {'synthetic_images': synthetic}
+    shape = config.data.image_shape
+    kinds = {'raw': None} | ({'jpeg': images.encode_jpeg} if shape[-1] == 3 else {})
+    with tempfile.TemporaryDirectory() as directory:
+        for kind, encode_jpeg in kinds.items():
+            records.write_dataset(
+                directory,
+                name=kind,
+                version='1.0.0',
+                description='Smooth shapes and a little noise.',
+                image_shape=shape,
+                class_names=[str(label) for label in range(10)],
+                splits={'train': range(synthetic)},
+                shards={'train': min(16, synthetic)},
+                read_example=lambda item: (_image(item, shape), item % 10),
+                encode_jpeg=encode_jpeg,
+            )
+            section = dict(name=kind, dir=directory, eval_split='train', train_split='train')
+            section |= dict(train_examples=0, eval_examples=0)
+            dataset = sources.open_dataset(**{**config.data.to_dict(), **section})
+            results |= _measure(dataset, config, f'{kind}_')
+    return results
+
+
+def _measure(
+    dataset: sources.Dataset, config: ml_collections.ConfigDict, prefix: str
+) -> dict[str, Any]:
     batch_size = config.training.batch_size
+    for batch in pipeline.eval_batches(dataset.train, batch_size=batch_size):
+        del batch  # now in the page cache
     batches = pipeline.train_batches(
         dataset, seed=config.seed, batch_size=batch_size, start_step=0, num_steps=10**9
     )
-    wall, cores = [], []
-    for number in range(-1, _ROUNDS):
-        began, processor = time.perf_counter(), time.process_time()
-        for _ in itertools.islice(batches, _BATCHES):
-            pass
-        if number >= 0:
-            wall.append(time.perf_counter() - began)
-            cores.append(time.process_time() - processor)
-    batches.close()
-    images = _BATCHES * batch_size
+    processor = []
+
+    def read() -> None:
+        began = time.process_time()
+        for _ in range(_BATCHES):
+            next(batches)
+        processor.append(time.process_time() - began)
+
+    with contextlib.closing(batches):
+        wall = timing.interleaved({'read': read}, rounds=_ROUNDS)['read']
+    number = _BATCHES * batch_size
     return {
-        'data_set': dataset.full_name,
-        **timing.rates('images_per_second', images, wall),
-        **timing.rates('images_per_second_per_core', images, cores),
+        **timing.rates(f'{prefix}images_per_second', number, wall),
+        **timing.rates(f'{prefix}images_per_second_per_core', number, processor[1:]),
     }
+
+
+def _image(item: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an image whose JPEG file has about the size of a photograph's."""
+    rng = np.random.default_rng(item)
+    height, width, channels = shape
+    coarse = rng.integers(0, 256, (8, 8, channels), dtype=np.uint8)
+    planes = [
+        np.asarray(Image.fromarray(coarse[..., c]).resize((width, height))) for c in range(channels)
+    ]
+    noise = rng.integers(-8, 9, shape)
+    return np.clip(np.stack(planes, axis=-1) + noise, 0, 255).astype(np.uint8)

@@ -3,16 +3,18 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 
 def interleaved(
-    cases: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1
+    cases: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1
 ) -> dict[str, list[float]]:
     """Run every case once in each round and return the seconds of each, a list by case.
 
     Each round begins with the next case, so that none is always the first; the cases of one round
     lie close together in time, so that `paired_ratio` compares like with like. A case must not
-    return before its work is done (`jax.block_until_ready`). `warmup` rounds are not counted.
+    return before its work is done (`jax.block_until_ready`). One that times itself returns its
+    seconds, a float. `warmup` rounds are not counted.
     """
     names = list(cases)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -20,9 +22,10 @@ def interleaved(
         first = number % len(names)
         for name in names[first:] + names[:first]:
             began = time.perf_counter()
-            cases[name]()
+            result = cases[name]()
             if number >= 0:
-                seconds[name].append(time.perf_counter() - began)
+                own = isinstance(result, float)
+                seconds[name].append(result if own else time.perf_counter() - began)
     return seconds
 
 

@@ -18,14 +18,13 @@ class Decoder:
     """Decodes the records of a data set whose tfds features have an image and a label."""
 
     def __init__(self, features: Any) -> None:
-        self._features = features
-        self._image: Any = features['image']
-        shape: Any = features['image'].shape
+        self._features, self._image = features, features['image']
+        self._shape: Any = self._image.shape
         self._is_file = isinstance(self._image, tfds.features.Image)
         self._is_raw = (
             type(self._image) is tfds.features.Tensor
             and self._image.to_json_content().encoding == tfds.features.Encoding.BYTES.value
-            and None not in shape
+            and all(self._shape)  # no side that varies
         )
 
     def __call__(self, record: bytes) -> tuple[np.ndarray, int]:
@@ -39,8 +38,8 @@ class Decoder:
             return example['image'], example['label']
         stored, label = parse(record)
         if self._is_raw:
-            return np.frombuffer(stored, self._image.np_dtype).reshape(self._image.shape), label
-        if stored[:3] == _JPEG and self._image.shape[-1] == 3:
+            return np.frombuffer(stored, self._image.np_dtype).reshape(self._shape), label
+        if stored[:3] == _JPEG and self._shape[-1] == 3:
             return simplejpeg.decode_jpeg(stored, 'RGB'), label  # as Pillow decodes it, faster
         return self._image.decode_example_np(bytes(stored)), label
 
@@ -51,20 +50,24 @@ def parse(record: bytes) -> tuple[memoryview, int]:
     Raises ValueError for what is no Example with one of each.
     """
     features = {}
-    for _, body in _fields(memoryview(record)):  # Example.features
-        for _, entry in _fields(body):  # Features.feature, a map
+    for body in _values(memoryview(record), 1):  # Example.features
+        for entry in _values(body, 1):  # Features.feature, a map
             pair = dict(_fields(entry))
             features[bytes(pair[1])] = pair[2]
     try:
-        [(_, images)] = _fields(features[b'image'])  # Feature.bytes_list
-        [(_, image)] = _fields(images)  # BytesList.value
-        [(_, labels)] = _fields(features[b'label'])  # Feature.int64_list
-        [(_, label)] = _fields(labels)  # Int64List.value
+        [images] = _values(features[b'image'], 1)  # Feature.bytes_list
+        [image] = _values(images, 1)  # BytesList.value
+        [labels] = _values(features[b'label'], 3)  # Feature.int64_list
+        [label] = _values(labels, 1)  # Int64List.value
     except KeyError as error:
         raise ValueError(f'no feature {error}') from error
     if isinstance(label, memoryview):  # packed, as usual
         label, _ = _varint(label, 0)
     return image, label - 2**64 if label >= 2**63 else label
+
+
+def _values(message: memoryview, number: int) -> list[Any]:
+    return [value for found, value in _fields(message) if found == number]
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:

@@ -109,6 +109,21 @@ class Experiment:
     def _per_device(self, step: Callable[..., Any], **how: Any) -> Callable[..., Any]:
         return mesh_lib.per_device(step, self.mesh, self.config.parallel.backend, **how)
 
+    def train_batches(self, steps: range) -> Generator[Batch, None, None]:
+        """Yield the batches of these steps as global arrays, each process reading its rows."""
+        assert self.dataset is not None
+        size = self.config.training.batch_size
+        rows = pipeline.local_rows(self.batch_shardings, size)
+        batches = pipeline.train_batches(
+            self.dataset,
+            seed=self.config.seed,
+            batch_size=size,
+            start_step=steps.start,
+            num_steps=len(steps),
+            rows=rows,
+        )
+        return pipeline.to_device(batches, self.batch_shardings, batch_size=size, rows=rows)
+
     @functools.cached_property
     def train_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
         """The jitted step of global arrays, `(state, batch, statistics) -> (state, metrics)`."""

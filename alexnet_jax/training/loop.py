@@ -13,7 +13,6 @@ from etils import epath
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.config import UserError
-from alexnet_jax.data import pipeline
 from alexnet_jax.metrics import RunLog
 from alexnet_jax.training import guard, pretrained, provenance
 from alexnet_jax.training.checkpoint import Checkpoints
@@ -53,7 +52,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> int:
         log.event(start, plan.epoch(start), **event)
         if plan.eval_due(start) and not evaluated:
             state = run.evaluate_and_save(start, state)
-        batches = stack.enter_context(contextlib.closing(_train_batches(experiment, start)))
+        batches = experiment.train_batches(range(start, plan.total_steps))
+        stack.enter_context(contextlib.closing(batches))
         for step in range(start + 1, plan.total_steps + 1):
             if stop.due():
                 break
@@ -222,21 +222,6 @@ def _say(line: str) -> None:
     """Print a line once, however many processes there are."""
     if jax.process_index() == 0:
         print(line)
-
-
-def _train_batches(experiment: Experiment, start: int) -> Any:
-    assert experiment.dataset is not None
-    size = experiment.config.training.batch_size
-    rows = pipeline.local_rows(experiment.batch_shardings, size)
-    batches = pipeline.train_batches(
-        experiment.dataset,
-        seed=experiment.config.seed,
-        batch_size=size,
-        start_step=start,
-        num_steps=experiment.plan.total_steps - start,
-        rows=rows,
-    )
-    return pipeline.to_device(batches, experiment.batch_shardings, batch_size=size, rows=rows)
 
 
 def _evaluate(

@@ -114,8 +114,7 @@ def test_the_layers_are_those_of_the_network(monkeypatch):
     result = layers.measure(configuration())
     names = [name.removesuffix('_ms') for name in result if name.endswith('_ms')]
     assert names[2:] == (
-        ['augment', 'conv1', 'lrn1', 'pool1', 'conv2', 'lrn2', 'pool2']
-        + ['conv3', 'conv4', 'conv5', 'fc6', 'fc7', 'fc8', 'update']
+        'augment conv1 lrn1 pool1 conv2 lrn2 pool2 conv3 conv4 conv5 fc6 fc7 fc8 update'.split()
     )
     assert sum(result[f'{name}_share'] for name in names[2:]) == pytest.approx(1)
     assert result['conv2_of_peak'] > 0
