@@ -28,7 +28,7 @@ def command(data_dir, *arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        ([], 'say what to do, one of input, '),
+        ([], 'say what to do, one of step, layers, input, '),
         (['prepare'], "--source='': name a folder or a tar"),
         (['prepare', '--source=configs'], 'configs holds no JPEG or PNG files'),
         (['flying'], "'flying' is none"),

@@ -158,10 +158,15 @@ def _update(ours: Ours) -> Callable[[], Any]:
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def run(params, opt_state, gradients):
         updates, opt_state = optimizer.rule.update(
-            gradients, opt_state, params, learning_rate=jnp.float32(1e-6)
+            gradients,
+            opt_state,
+            params,
+            learning_rates=optimizer.learning_rates(jnp.int32(0), plateau, params),
+            sum_over_mesh=lambda numbers: numbers,
         )
         return optax.apply_updates(params, updates), opt_state
 
+    plateau = optimizer.init_plateau()
     gradients = jax.tree.map(jnp.zeros_like, ours.state.params)
     state = [jax.tree.map(jnp.copy, (ours.state.params, ours.state.opt_state))]
 

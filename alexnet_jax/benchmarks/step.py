@@ -14,6 +14,7 @@ import ml_collections
 from alexnet_jax.benchmarks import timing
 from alexnet_jax.benchmarks.problem import Ours, Plain, Torch, assert_same_losses, without_chance
 from alexnet_jax.network.model import count_macs, training_flops
+from alexnet_jax.parallel.mesh import make_mesh
 
 _ROUNDS = 7
 _TURN_S = 0.5  # a turn repeats its work to take at least so long
@@ -53,7 +54,7 @@ def measure(config: ml_collections.ConfigDict, *, against: str = '') -> dict[str
 
     flops = training_flops(count_macs(experiment.model, experiment.crop_shape))
     fastest = min(min(seconds[name]) for name in products)
-    peak = product.repeats * product.flops / fastest * experiment.mesh.size
+    peak = product.repeats * product.flops / fastest
     images = batch_size * repeats
     rate = timing.rates('images_per_second', images, seconds['ours'])
     result |= {
@@ -95,16 +96,15 @@ def _rival(
 
 
 class MatrixProduct:
-    """A square product, large enough to run at the device's full rate."""
+    """A square product on each device of the mesh at once, large enough for its full rate."""
 
     def __init__(self, config: ml_collections.ConfigDict):
+        self.devices = list(make_mesh(**config.parallel, towers=config.model.towers).devices.flat)
         self.size = 1024
         while True:
             side = (self.size, self.size)
-            self.factors = [
-                jax.random.normal(jax.random.key(number), side, config.model.dtype)
-                for number in range(2)
-            ]
+            factor = jax.random.normal(jax.random.key(0), side, config.model.dtype)
+            self.factors = [jax.device_put(factor, device) for device in self.devices]
             self.product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=config.model.precision))
             self.repeats = _repeats(self.run)
             if self.repeats <= _TURN_S / 0.05 or self.size == 16384:
@@ -113,14 +113,14 @@ class MatrixProduct:
 
     @property
     def flops(self) -> int:
-        """Floating point operations of one product."""
-        return 2 * self.size**3
+        """Floating point operations of one product on each device."""
+        return 2 * self.size**3 * len(self.devices)
 
     def run(self, times: int) -> None:
-        """Multiply, and wait for the last result."""
+        """Multiply, and wait for the last results."""
         for _ in range(times):
-            result = self.product(*self.factors)
-        result.block_until_ready()
+            results = [self.product(factor, factor) for factor in self.factors]
+        jax.block_until_ready(results)
 
 
 def _repeats(work: Callable[[int], object]) -> int:
