@@ -1,12 +1,13 @@
 """Measure the program: how fast it is and where the time goes.
 
 python -m alexnet_jax.benchmark WHAT [--config=FILE] [--config.section.field=value ...]
-    [--data_dir=DIR] [--against=torch|plain] [--synthetic=N] [--source=DIR|TAR]
+    [--data_dir=DIR] [--against=torch|plain] [--sweep] [--synthetic=N] [--source=DIR|TAR]
     [--assume=NAME=VALUE,...] [--json]
 
     step           images a second of the training step alone, without reading data, and its part
                    of the device's fastest matrix products; --against=torch or plain: beside it the
-                   same step by PyTorch (torch.compile, channels_last) or by plain Flax and optax
+                   same step by PyTorch (torch.compile, channels_last) or by plain Flax and optax;
+                   --sweep: float32 and bfloat16, batch 128, 1024 and up to the largest that fits
     layers         where the time of a step goes: each layer by itself, forward and backward
     communication  what a training step sends between devices, by axis and layer, on any mesh
     input          images a second of the host's part: records read, decoded and made into batches;
@@ -45,6 +46,7 @@ _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object as the last line
 _AGAINST = flags.DEFINE_enum(
     'against', '', ['', 'torch', 'plain'], 'For step: what to compare with.'
 )
+_SWEEP = flags.DEFINE_bool('sweep', False, 'For step on an accelerator: dtypes and batch sizes.')
 _SOURCE = flags.DEFINE_string('source', '', 'Photographs for prepare: a folder or a tar.')
 _SYNTHETIC = flags.DEFINE_integer(
     'synthetic', 0, 'N images for input, as pixels and as JPEG, in place of the data set.'
@@ -52,7 +54,9 @@ _SYNTHETIC = flags.DEFINE_integer(
 _ASSUME = flags.DEFINE_list('assume', [], 'For a prediction: NAME=VALUE,... as it prints them.')
 
 _BENCHMARKS: dict[str, Callable[[ml_collections.ConfigDict], dict[str, Any]]] = {
-    'step': lambda config: step.measure(config, against=_AGAINST.value),
+    'step': lambda config: (step.sweep if _SWEEP.value else step.measure)(
+        config, against=_AGAINST.value
+    ),
     'layers': layers.measure,
     'communication': communication.measure,
     'input': lambda config: input.measure(config, synthetic=_SYNTHETIC.value),

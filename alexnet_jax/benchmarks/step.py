@@ -1,5 +1,6 @@
 """The training step: images a second, and the part that is of the fastest matrix products."""
 
+import copy
 import math
 import os
 import resource
@@ -13,6 +14,7 @@ import ml_collections
 
 from alexnet_jax.benchmarks import timing
 from alexnet_jax.benchmarks.problem import Ours, Plain, Torch, assert_same_losses, without_chance
+from alexnet_jax.config import UserError
 from alexnet_jax.network.model import count_macs, training_flops
 from alexnet_jax.parallel.mesh import make_mesh
 
@@ -33,8 +35,7 @@ def measure(config: ml_collections.ConfigDict, *, against: str = '') -> dict[str
     process of its own; 'plain', by Flax and optax with grouped convolutions. Both take ready crops.
     Before anything is timed their losses are compared with ours over some steps, without dropout.
     """
-    if against == 'torch':  # two processes share the memory of a GPU
-        os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+    _leave_memory_to(against)
     product = MatrixProduct(config)
     result, rival = _rival(config, against, product.size)
     ours = Ours(config)
@@ -70,6 +71,41 @@ def measure(config: ml_collections.ConfigDict, *, against: str = '') -> dict[str
         rival_rate = result[f'{against}_images_per_second']
         result[f'{against}_mfu'] = rival_rate * flops / peak
     return result
+
+
+def sweep(config: ml_collections.ConfigDict, *, against: str = '') -> dict[str, Any]:
+    """Measure in float32 and bfloat16, batch 128 and 1024 and doubled until memory is exhausted.
+
+    The names of `measure` get the dtype and the batch size before them, as `float32_128_mfu`.
+    Beyond 1024 ours is measured alone.
+    """
+    _leave_memory_to(against)
+    if jax.default_backend() == 'cpu':
+        raise UserError(
+            '--sweep fills the memory of an accelerator; on a CPU set training.batch_size'
+        )
+    result: dict[str, Any] = {}
+    for dtype in ('float32', 'bfloat16'):
+        batch_size = 128
+        while True:
+            case = copy.deepcopy(config)
+            case.model.dtype = dtype
+            case.training.batch_size = case.evaluation.batch_size = batch_size
+            try:
+                found = measure(case, against=against if batch_size <= 1024 else '')
+            except jax.errors.JaxRuntimeError as error:
+                if 'RESOURCE_EXHAUSTED' not in str(error):
+                    raise
+                break
+            result |= {f'{dtype}_{batch_size}_{name}': value for name, value in found.items()}
+            batch_size = max(1024, 2 * batch_size)
+    return result
+
+
+def _leave_memory_to(against: str) -> None:
+    """Two processes share the memory of a GPU, and JAX would take most of it at once."""
+    if against == 'torch':
+        os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
 
 def _rival(
