@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from alexnet_jax.config import UserError
+from alexnet_jax.data import pipeline
 from alexnet_jax.parallel import mesh as mesh_lib
+from alexnet_jax.training.experiment import BATCH_SPECS
 from tests import reference
-from tests.parallel.tiny_run import Run, assert_close, train
+from tests.parallel.tiny_run import BATCH, Run, assert_close, host_batch, train
 
 STEPS = 10
 
@@ -124,11 +126,44 @@ def test_variants_are_as_on_one_device(x64, towers, data, model, backend, change
     assert_close(got, state, 1e-9)
 
 
+@pytest.mark.parametrize(('towers', 'data', 'model'), TWO_TOWERS + ONE_TOWER)
+def test_each_image_crosses_to_the_devices_once(monkeypatch, towers, data, model):
+    """`train` sees to it that a step of either backend takes nothing more from the host."""
+    mesh = mesh_lib.make_mesh(**reference.parallel(data=data, model=model), towers=towers)
+    make, sent = jax.make_array_from_callback, []
+
+    def counting_make(shape, sharding, callback):
+        def counted(index):
+            part = callback(index)
+            sent.append(part.nbytes if part.dtype == np.uint8 else 0)
+            return part
+
+        return make(shape, sharding, counted)
+
+    monkeypatch.setattr(jax, 'make_array_from_callback', counting_make)
+    batch = host_batch()
+    shardings = mesh_lib.shardings(mesh, BATCH_SPECS)
+    (on_devices,) = pipeline.to_device((b for b in [batch]), shardings)
+    assert sum(sent) == batch.images.nbytes
+    parts = {part.device: np.asarray(part.data) for part in on_devices.images.addressable_shards}
+    assert list(parts) == list(mesh.devices.flat)
+    assert sum(len(part) for part in parts.values()) == len(batch.images)
+    # What the towers of a copy and shard have together are the rows of that copy and shard.
+    for copy, shard in np.ndindex(data, mesh.shape['shard']):
+        partners = mesh.devices[copy, :, shard]
+        rows = BATCH // data // mesh.shape['shard']
+        first = copy * (BATCH // data) + shard * rows
+        np.testing.assert_array_equal(
+            np.concatenate([parts[d] for d in partners]), batch.images[first : first + rows]
+        )
+
+
 @pytest.mark.parametrize(
     ('sizes', 'words'),
     [
         ({'data': 9, 'model': 1}, 'needs 9 devices and there are 8'),
         ({'data': 4, 'model': 4}, 'needs 16 devices'),
+        ({'data': 2, 'model': 8}, 'needs 16 devices and there are 8; lower them, or try it on the'),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_one_line(sizes, words):
@@ -137,11 +172,24 @@ def test_a_mesh_that_does_not_fit_is_one_line(sizes, words):
     assert '\n' not in str(error.value)
 
 
-def test_mesh_takes_all_devices_by_default():
-    shape = mesh_lib.make_mesh(**reference.parallel(data=-1, model=2), towers=2).shape
-    assert dict(shape) == {'data': 4, 'tower': 2, 'shard': 1}
-    shape = mesh_lib.make_mesh(**reference.parallel(data=-1, model=4), towers=1).shape
-    assert dict(shape) == {'data': 2, 'tower': 1, 'shard': 4}
+@pytest.mark.parametrize(
+    ('towers', 'data', 'model', 'shape'),
+    [
+        (2, -1, 2, (4, 2, 1)),
+        (2, -1, 8, (1, 2, 4)),
+        (2, 3, 1, (3, 1, 1)),
+        (2, 1, 4, (1, 2, 2)),
+        (1, -1, 4, (2, 1, 4)),
+        (1, 1, 8, (1, 1, 8)),
+        (1, -1, 1, (8, 1, 1)),
+    ],
+)
+def test_shapes_of_meshes(towers, data, model, shape):
+    mesh = mesh_lib.make_mesh(**reference.parallel(data=data, model=model), towers=towers)
+    assert mesh.axis_names == ('data', 'tower', 'shard')
+    assert mesh.devices.shape == shape
+    copies = data if data > 0 else 8 // model
+    assert mesh_lib.abstract_mesh(copies, model, towers).shape == mesh.shape
 
 
 def test_batch_must_divide():

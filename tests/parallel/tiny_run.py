@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.config import make_plan
@@ -72,7 +73,8 @@ class Run:
         state = _initial_state(self.network, self.optimizer, self.dtype)
         self.state = jax.device_put(state, mesh_lib.shardings(self.mesh, self.specs))
         self.batch = jax.device_put(host_batch(), mesh_lib.shardings(self.mesh, BATCH_SPECS))
-        self.statistics = _statistics(self.dtype)
+        everywhere = NamedSharding(self.mesh, P())
+        self.statistics = jax.device_put(_statistics(self.dtype), everywhere)
 
     def train_step(self) -> Any:
         """Return the step of `training/step.py` on this mesh."""
@@ -136,7 +138,8 @@ def train(run: Run, steps: int) -> tuple[list[float], Any]:
     """Return the losses and, on the host, the weights and velocities after some steps."""
     step, state, losses = run.train_step(), run.state, []
     for _ in range(steps):
-        state, metrics = step(state, run.batch, run.statistics)
+        with jax.transfer_guard_host_to_device('disallow'):  # the batch is on the devices
+            state, metrics = step(state, run.batch, run.statistics)
         losses.append(metrics['train/loss'].item())
     return losses, jax.device_get((state.params, state.opt_state))
 
