@@ -61,6 +61,7 @@ ARROWS = {
     'benchmarks.input': {'benchmarks.timing'},
     'benchmarks.end_to_end': {'benchmarks.timing'},
     'benchmarks.startup': {'benchmarks.timing'},
+    'benchmarks.prediction': {'benchmarks.communication'},
     'benchmarks.prepare': {'benchmarks.timing'},
     'benchmarks.step': {'benchmarks.timing', 'benchmarks.problem'},
     'benchmarks.layers': {'benchmarks.timing', 'benchmarks.problem', 'benchmarks.step'},

@@ -11,19 +11,17 @@ every mesh; what the mesh changes is what is sent. Input, memory and the host ar
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import ml_collections
-from flax import linen as nn
 
+from alexnet_jax.benchmarks import communication
 from alexnet_jax.config import UserError
-from alexnet_jax.network.model import AlexNet, abstract_variables, count_macs, training_flops
-from alexnet_jax.parallel.collectives import MODEL_AXES, Collectives
+from alexnet_jax.network.model import AlexNet, count_macs, training_flops
+from alexnet_jax.parallel.collectives import Collectives
 
-_PASSES = {'gather': 1, 'scatter': 1, 'sum': 2}  # over the group's ring; 'scatter' sums, too
+_PASSES = {'all_gather': 1, 'reduce_scatter': 1, 'psum': 2}  # over the group's ring
 _LIMIT = 2**16  # devices
 _MAY_BE_ZERO = ('images_per_device', 'latency_us', 'overlap', 'device_hour')
 
@@ -63,21 +61,13 @@ class Assumptions:
         return cls(**given)
 
 
-class Transfer(NamedTuple):
+class _Transfer(NamedTuple):
     """One collective of a step."""
 
     part: str  # 'images', 'activations' or 'gradients'
-    kind: str  # 'gather', 'scatter' or 'sum'
+    kind: str  # as jax.lax calls it
     axes: tuple[str, ...]
     size: int  # bytes of the array, gathered or not yet scattered
-
-
-class Counted(NamedTuple):
-    """What a network costs, whatever the mesh."""
-
-    flops: int  # of an image's training step
-    parameters: list[tuple[int, set[str]]]  # size of each array, and the mesh axes that split it
-    meet: dict[str, int]  # layers that see both towers: values of an image at their input
 
 
 def predict(config: ml_collections.ConfigDict, assumed: Assumptions) -> dict[str, Any]:
@@ -90,25 +80,24 @@ def predict(config: ml_collections.ConfigDict, assumed: Assumptions) -> dict[str
         raise UserError(
             'config.data.image_shape and config.data.train_examples must be set for a prediction'
         )
-    counted = count(config)
+    crop, channels = config.augment.crop_px, config.data.image_shape[-1]
+    flops = training_flops(count_macs(AlexNet(**config.model.to_dict()), (crop, crop, channels)))
     layouts = {'data_parallel': 1, 'two_towers': config.model.towers, 'one_weird_trick': 8}
     result: dict[str, Any] = {
         'kind': 'PREDICTED, not measured',
         **{f'assumed/{name}': value for name, value in dataclasses.asdict(assumed).items()},
-        'gflop_per_image': counted.flops / 1e9,
+        'gflop_per_image': flops / 1e9,
     }
     for (layout, model), devices in itertools.product(layouts.items(), assumed.devices):
-        row = _row(config, counted, assumed, devices, model)
+        row = _row(config, flops, assumed, devices, model)
         result |= {f'{layout}/{devices}/{name}': value for name, value in row.items()}
     for layout, model in layouts.items():
-        result[f'{layout}/pays_up_to'] = _pays_up_to(config, counted, assumed, model)
+        result[f'{layout}/pays_up_to'] = _pays_up_to(config, flops, assumed, model)
     return result
 
 
-def transfers(
-    config: ml_collections.ConfigDict, counted: Counted, mesh: Collectives, batch: int
-) -> Iterator[Transfer]:
-    """Yield the collectives of one training step on a mesh, scalars and labels left out.
+def _transfers(config: ml_collections.ConfigDict, mesh: Collectives, batch: int) -> list[_Transfer]:
+    """Return the collectives of one training step, the sums over the same axes as one.
 
     Raises UserError when the batch does not divide over the devices.
     """
@@ -117,33 +106,25 @@ def transfers(
             f'{batch} images do not divide by {mesh.data * mesh.model} devices; set '
             '--config.training.batch_size or --assume=images_per_device'
         )
-    copy, shard = batch // mesh.data, batch // mesh.data // mesh.shard  # rows
-    dtype = jnp.dtype(config.model.dtype).itemsize
-    wide = max(dtype, 4)  # of weights and logits
-
-    yield Transfer('images', 'gather', ('tower',), shard * math.prod(config.data.image_shape))
-    joined = [(('tower',), shard * values) for values in counted.meet.values()]  # conv3, fc6
-    joined += [(('shard',), copy * counted.meet['fc6'])]
-    joined += [(MODEL_AXES, copy * config.model.fc6.features)]  # fc7
-    for (axes, values), kind in itertools.product(joined, ('gather', 'scatter')):
-        yield Transfer('activations', kind, axes, values * dtype)
-    for _ in ('forward', 'backward'):
-        yield Transfer('activations', 'sum', MODEL_AXES, copy * config.model.num_classes * wide)
-
-    # XLA combines the sums over the same axes into one.
-    sums = {(): 0, ('data',): 0}
-    for values, named in counted.parameters:
-        size = values // math.prod(getattr(mesh, a) for a in named) * wide
-        repeated = tuple(axis for axis in MODEL_AXES if axis not in named)
-        sums[repeated] = sums.get(repeated, 0) + size
-        sums['data',] += size
-    for axes, size in sums.items():
-        yield Transfer('gradients', 'sum', axes, size)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.training.batch_size = batch
+    found, sums = [], dict[str, int]()
+    for key, sent in communication.least(config, mesh.data, mesh.model).items():
+        if key.part == 'gradients' or key.layer == 'metrics':  # XLA combines these
+            sums[key.axis] = sums.get(key.axis, 0) + sent.bytes
+        else:
+            part = 'images' if key.layer == 'images' else 'activations'
+            found.append(_Transfer(part, key.kind, tuple(key.axis.split(' x ')), sent.bytes))
+    return found + [
+        _Transfer('gradients', 'psum', tuple(axis.split(' x ')), size)
+        for axis, size in sums.items()
+    ]
 
 
 def _row(
     config: ml_collections.ConfigDict,
-    counted: Counted,
+    flops: int,
     assumed: Assumptions,
     devices: int,
     model: int,
@@ -155,10 +136,10 @@ def _row(
     tower = config.model.towers if model >= config.model.towers else 1
     mesh = Collectives(data=devices // model, tower=tower, shard=model // tower)
     batch = assumed.images_per_device * devices or config.training.batch_size
-    arithmetic = counted.flops * batch / devices / (assumed.peak_tflops * 1e12 * assumed.mfu)
+    arithmetic = flops * batch / devices / (assumed.peak_tflops * 1e12 * assumed.mfu)
     seconds: dict[str, float] = dict.fromkeys(('images', 'activations', 'gradients'), 0.0)
     sent = 0.0
-    for transfer in transfers(config, counted, mesh, batch):
+    for transfer in _transfers(config, mesh, batch):
         group = math.prod(getattr(mesh, axis) for axis in transfer.axes)
         sent += _PASSES[transfer.kind] * transfer.size * (group - 1) / group
         seconds[transfer.part] += _seconds(transfer, mesh, assumed)
@@ -180,7 +161,7 @@ def _row(
     }
 
 
-def _seconds(transfer: Transfer, mesh: Collectives, assumed: Assumptions) -> float:
+def _seconds(transfer: _Transfer, mesh: Collectives, assumed: Assumptions) -> float:
     """Return the time of one collective."""
     group = math.prod(getattr(mesh, axis) for axis in transfer.axes)
     if group == 1:
@@ -198,7 +179,7 @@ def _seconds(transfer: Transfer, mesh: Collectives, assumed: Assumptions) -> flo
 
 
 def _pays_up_to(
-    config: ml_collections.ConfigDict, counted: Counted, assumed: Assumptions, model: int
+    config: ml_collections.ConfigDict, flops: int, assumed: Assumptions, model: int
 ) -> int:
     """Return the largest power of two of devices at an efficiency of one half, `_LIMIT` at most."""
     devices = 1
@@ -206,39 +187,7 @@ def _pays_up_to(
         more = 2 * devices
         if (assumed.images_per_device * more or config.training.batch_size) % more:
             break
-        if _row(config, counted, assumed, more, model)['efficiency'] < 0.5:
+        if _row(config, flops, assumed, more, model)['efficiency'] < 0.5:
             break
         devices = more
     return devices
-
-
-def count(config: ml_collections.ConfigDict) -> Counted:
-    """Count the operations, parameters and exchanged values of the configuration's network."""
-    crop, channels = config.augment.crop_px, config.data.image_shape[-1]
-    model, image_shape = AlexNet(**config.model.to_dict()), (crop, crop, channels)
-    variables = abstract_variables(model, image_shape)
-    specs = jax.tree.leaves(nn.get_partition_spec(variables))
-    axes = [
-        {axis for part in spec for axis in ((part,) if isinstance(part, str) else part or ())}
-        for spec in specs
-    ]
-    shapes = [leaf.shape for leaf in jax.tree.leaves(nn.meta.unbox(variables))]
-    return Counted(
-        flops=training_flops(count_macs(model, image_shape)),
-        parameters=list(zip(map(math.prod, shapes), axes, strict=True)),
-        meet=_where_the_towers_meet(model, image_shape),
-    )
-
-
-def _where_the_towers_meet(model: AlexNet, image_shape: tuple[int, ...]) -> dict[str, int]:
-    """Return the layers that see both towers, with the values that an image has at their input."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    rows = jax.ShapeDtypeStruct((1,), jnp.int32)
-    (_, seen), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images, rows)
-    meet, before = {}, 0
-    for name in (f'conv{number}' for number in range(1, 7) if f'conv{number}' in seen):
-        if getattr(model, name).get('sees_both_towers', False):  # conv1 has no such field
-            meet[name] = before
-        after = [seen.get(name.replace('conv', kind)) for kind in ('conv', 'lrn', 'pool')]
-        before = math.prod([x for x in after if x is not None][-1].shape)
-    return meet | {'fc6': before}
