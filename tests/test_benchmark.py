@@ -4,21 +4,24 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from alexnet_jax.benchmarks import prepare, timing
+from alexnet_jax.benchmarks import end_to_end, prepare, startup, timing
+from alexnet_jax.data import pipeline
+from configs import tiny
 from tests import photographs
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def command(data_dir, *arguments: str) -> subprocess.CompletedProcess:
+def command(data_dir, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, '-m', 'alexnet_jax.benchmark', *arguments],
         cwd=ROOT,
-        env=os.environ | {'TFDS_DATA_DIR': str(data_dir)},
+        env=os.environ | {'TFDS_DATA_DIR': str(data_dir)} | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -107,3 +110,94 @@ def test_preparing_is_compared_with_decoding(monkeypatch):
     assert result['speedup_of_2_workers'] == pytest.approx(
         result['records_2_per_second'] / result['records_1_per_second']
     )
+
+
+@pytest.mark.slow
+def test_synthetic_images(tmp_path):
+    """As pixels and as JPEG; the temporary files are gone afterwards."""
+    done = command(
+        tmp_path,
+        'input',
+        '--synthetic=20',
+        '--config.data.image_shape=(24, 32, 3)',
+        '--config.augment.crop_px=24',
+        '--config.training.batch_size=8',
+        '--json',
+        TMPDIR=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result['synthetic_images'] == 20
+    for kind in ('raw', 'jpeg'):
+        assert result[f'{kind}_images_per_second'] > 0
+        assert result[f'{kind}_images_per_second_per_core'] > 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_training_is_measured(tmp_path, monkeypatch):
+    config = tiny.get_config()
+    config.data.dir = str(tmp_path)
+    monkeypatch.setattr(startup, '_import_s', lambda: 1.5)
+    result = startup.measure(config)
+    parts = ('imports_s', 'build_s', 'init_s', 'first_batch_s', 'first_step_s')
+    assert result['imports_s'] == 1.5
+    assert result['total_s'] == pytest.approx(sum(result[part] for part in parts))
+    assert result['second_step_s'] < result['first_step_s']  # which compiled
+
+    monkeypatch.setattr(end_to_end, '_ROUND_S', 0.05)
+    batches = pipeline.train_batches
+    delay_s = 0.1  # of each batch: a step takes less
+
+    def slow(*arguments, **named):
+        for batch in batches(*arguments, **named):
+            time.sleep(delay_s)
+            yield batch
+
+    monkeypatch.setattr(pipeline, 'train_batches', slow)
+    result = end_to_end.measure(config)
+    assert result['end_to_end_images_per_second'] <= config.training.batch_size / delay_s
+    assert result['step_images_per_second'] > result['end_to_end_images_per_second']
+    assert 0 < result['ratio_min'] <= result['ratio'] <= result['ratio_max'] < 1
+    assert 0.2 < result['data_wait'] < 1
+
+
+CACHE = """
+import sys, jax
+from alexnet_jax import main
+seen = {'hits': 0, 'misses': 0}
+def listen(event, **_):
+    kind = event.removeprefix('/jax/compilation_cache/cache_')
+    seen[kind] = seen.get(kind, 0) + 1
+jax.monitoring.register_event_listener(listen)
+try:
+    main.main()
+finally:
+    print(seen['hits'], seen['misses'])
+"""
+
+
+@pytest.mark.slow
+def test_the_second_start_compiles_less(tmp_path):
+    cache = f'--config.training.compilation_cache_dir={tmp_path / "cache"}'
+
+    def start() -> tuple[list[int], set[str]]:
+        done = subprocess.run(
+            [sys.executable, '-c', CACHE, '--config=configs/tiny.py', '--dry_run', cache],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [int(word) for word in done.stdout.splitlines()[-1].split()], {
+            path.name for path in (tmp_path / 'cache').iterdir()
+        }
+
+    (hits, misses), kept = start()
+    assert hits == 0
+    assert misses > 0
+    assert any('train_step' in name for name in kept)
+    (hits, misses), kept_then = start()
+    assert hits > 0
+    assert misses == 0
+    assert kept_then == kept

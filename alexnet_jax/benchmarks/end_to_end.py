@@ -12,7 +12,7 @@ from alexnet_jax.benchmarks import timing
 from alexnet_jax.training import experiment as experiment_lib
 
 _IN_FLIGHT = 2  # steps ahead of the one that is waited for, as in training
-_ROUND_S = 3.0  # aimed at
+_ROUND_S = 2.0  # aimed at
 
 
 def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
