@@ -124,6 +124,15 @@ ALEXNET: dict[str, Any] = {
     'training.batch_size': 128,
     'training.init_from': ANY,  # `pretrained_on` says from which data
 }
+# How a network of the paper may be trained: as its text says, or as the 2012 source does.
+RECIPES: tuple[Mapping[str, Any], ...] = (
+    {},
+    {
+        **{'augment.images_per_crop': 32, 'augment.mean': 'centre', 'augment.colour_divisor': 1.1},
+        'augment.colour_epochs': ANY,
+        **{'optim.rate_factors': (('bias', 2.0),), 'optim.decay_factors': (('bias', 0.0),)},
+    },
+)
 
 _2010 = {
     'data.name': 'imagenet2010',

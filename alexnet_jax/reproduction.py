@@ -54,7 +54,10 @@ def reproduction(directory: epath.Path) -> dict[str, list[dict[str, Any]]]:
                 runs.append(read_run(path))
             except ValueError as error:
                 left_out.append({'run': path.name, 'reason': str(error)})
-    found = {experiment.name: _of(experiment, runs) for experiment in paper.EXPERIMENTS}
+    found = {
+        experiment.name: [run for run in runs if is_of(experiment, run)]
+        for experiment in paper.EXPERIMENTS
+    }
     notes = {experiment.name: experiment.note for experiment in paper.EXPERIMENTS}
     used = {run.name for chosen in found.values() for run in chosen}
     return {
@@ -141,25 +144,28 @@ def _parse(text: str, name: str) -> Any:
 
 
 def differences(experiment: paper.Experiment, run: Run) -> list[str]:
-    """Return the fields in which a run is not the experiment's.
+    """Return the fields in which a run is not the experiment's, by the recipe that it is nearest.
 
     A field that the run does not know yet has the paper's value; one that the paper's network does
     not have could mean anything and is a difference. Among the fields are `training.total_epochs`,
     for the epochs that were run, and `training.init_from`, for the data set of its first run.
     """
     assert experiment.fields is not None
-    want = {**paper.ALEXNET, **experiment.fields}
-    have = {**want, **paper.ALEXNET, **run.fields}
+    have = {**paper.ALEXNET, **run.fields}
     have['data.name'] = have['data.name'].partition(':')[0]
-    idle = _idle(want)
-    names = [name for name in have if not name.startswith((*FREE, *idle))]
-    wrong = [name for name in names if name not in want or not _fits(have[name], want[name])]
+    wanted = ({**paper.ALEXNET, **recipe, **experiment.fields} for recipe in paper.RECIPES)
+    wrong = min((_unlike(have, want) for want in wanted), key=len)
     first, last = experiment.epochs
     if not first <= run.epoch <= last:
         wrong.append('training.total_epochs')
     if run.init_data.partition('/')[0] != experiment.pretrained_on:
         wrong.append('training.init_from')
     return sorted(set(wrong))
+
+
+def _unlike(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:
+    names = [name for name in have if not name.startswith((*FREE, *_idle(want)))]
+    return [name for name in names if name not in want or not _fits(have[name], want[name])]
 
 
 def _fits(value: Any, wanted: Any) -> bool:
@@ -179,36 +185,21 @@ def _idle(fields: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(idle)
 
 
-def _of(experiment: paper.Experiment, runs: Sequence[Run]) -> list[Run]:
-    """Return the runs that are of an experiment."""
-    if experiment.fields is None:
-        return []
+def is_of(experiment: paper.Experiment, run: Run) -> bool:
+    """Say whether a run, or an ensemble, is of an experiment."""
+    if experiment.fields is None or len(run.members) != sum(experiment.members.values()):
+        return False
     if not experiment.members:
-        return [run for run in runs if not run.members and not differences(experiment, run)]
+        return not differences(experiment, run)
     by_name = {other.name: other for other in paper.EXPERIMENTS}
-    return [
-        run
-        for run in runs
-        if len(run.members) == sum(experiment.members.values())
-        and len({member.fields['seed'] for member in run.members}) == len(run.members)
-        and all(
-            sum(not differences(by_name[name], member) for member in run.members) == count
-            for name, count in experiment.members.items()
-        )
-        and not differences(by_name[next(iter(experiment.members))], _as_member(run))
-    ]
-
-
-def _as_member(ensemble: Run) -> Run:
-    """Return what an ensemble was evaluated on as if it were one of its members' runs."""
-    return dataclasses.replace(
-        ensemble.members[0],
-        fields={
-            **ensemble.members[0].fields,
-            'data.name': ensemble.fields['data.name'],
-            'data.eval_split': ensemble.fields['data.eval_split'],
-            'data.eval_examples': ensemble.fields['data.eval_examples'],
-        },
+    for name, count in experiment.members.items():
+        seeds = [m.fields['seed'] for m in run.members if not differences(by_name[name], m)]
+        if len(seeds) != count or len(set(seeds)) != count:
+            return False
+    judged_on = ('data.eval_split', 'data.eval_examples')
+    want = {**paper.ALEXNET, **experiment.fields}
+    return run.fields['data.name'].partition(':')[0] == want['data.name'] and all(
+        _fits(run.fields[name], want[name]) for name in judged_on
     )
 
 

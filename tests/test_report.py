@@ -9,7 +9,7 @@ from etils import epath
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import paper, report, reproduction
-from configs import alexnet, digits
+from configs import alexnet, digits, krizhevsky_2010, krizhevsky_2012
 
 TOP1 = '1 CNN, ILSVRC-2012 validation: top1 error 10 views'
 ONE_CROP = {'eval/loss': 1.8, 'eval/top1_error': 0.43, 'eval/top5_error': 0.2}
@@ -57,12 +57,26 @@ def _measured(root):
     return {name for name, row in _rows(root).items() if row['status'] == 'measured'}
 
 
-def test_the_paper_s_configuration_is_that_of_table_2():
-    """The constants of paper.py and configs/alexnet.py, written apart, say the same network."""
-    flat = config_lib.flatten(alexnet.get_config())
-    run = reproduction.Run('x', flat, 90.0, {})
-    by_name = {experiment.name: experiment for experiment in paper.EXPERIMENTS}
-    assert not reproduction.differences(by_name['1 CNN, ILSVRC-2012 validation'], run)
+@pytest.mark.parametrize(
+    ('config', 'experiment'),
+    [
+        (alexnet, '1 CNN, ILSVRC-2012 validation'),
+        (krizhevsky_2012, '1 CNN, ILSVRC-2012 validation'),
+        (krizhevsky_2010, '1 CNN, ILSVRC-2010 test'),
+    ],
+)
+def test_configurations_are_those_of_their_claims_and_of_no_other(config, experiment):
+    """The constants of paper.py and the files of configs/, written apart, say the same."""
+    config = config.get_config()
+    flat = config_lib.flatten(json.loads(config_lib.to_json(config)))
+    run = reproduction.Run('x', flat, config.training.total_epochs, {})
+    assert [e.name for e in paper.EXPERIMENTS if reproduction.is_of(e, run)] == [experiment]
+
+
+def test_half_of_a_recipe_is_none(tmp_path):
+    _write(tmp_path, 'a', {'augment.images_per_crop': 32})
+    _write(tmp_path, 'b', {'optim.rate_factors': (('bias', 2.0),)})
+    assert not _measured(tmp_path)
 
 
 def test_every_field_defines_a_claim_or_is_free():
@@ -250,6 +264,31 @@ def test_an_ensemble_is_of_five_different_runs(tmp_path):
     assert re.search(
         'ended at step 900821, epoch 45, and was to go on to epoch 90', reasons['five']
     )
+
+
+def test_an_ensemble_is_judged_on_the_claim_s_examples(tmp_path):
+    directory = _write_ensemble(tmp_path, 'five', [0, 1, 2, 3, 4])
+    config = json.loads((directory / 'config.json').read_text())
+    config['data']['eval_split'] = 'validation[:50%]'
+    (directory / 'config.json').write_text(json.dumps(config))
+    assert not _measured(tmp_path)
+
+
+def test_seven_of_two_kinds(tmp_path):
+    """Seeds may repeat between the kinds, not within one."""
+    star = {'model.conv6.features': 256}
+    directory = _write_ensemble(tmp_path, 'a', [0, 1, 0, 1, 2, 3, 4], {0: star, 1: star})
+    path = directory / 'members.json'
+    members = json.loads(path.read_text())
+    path.write_text(json.dumps(members))
+    assert not _measured(tmp_path)
+    for member in members[:2]:
+        member['init_data'] = 'imagenet_fall2011/1.0.0'
+    path.write_text(json.dumps(members))
+    assert {name.partition(',')[0] for name in _measured(tmp_path)} == {'7 CNNs*'}
+    members[1]['config']['seed'] = 0
+    path.write_text(json.dumps(members))
+    assert not _measured(tmp_path)
 
 
 def _rewrite(name, change):
