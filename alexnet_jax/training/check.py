@@ -83,7 +83,7 @@ def run(experiment: Experiment, steps: int) -> Trace:
     with contextlib.closing(batches):
         on_device = next(batches)
     state = experiment.init_state()
-    before = _look(experiment, jax.device_get(state.params), batch)
+    before = _look(experiment, state.params, batch)
     shares = np.unique(batch.labels, return_counts=True)[1] / len(batch.labels)
     blind_loss = float(-np.sum(shares * np.log(shares)))
     losses: list[float] = []
@@ -97,7 +97,7 @@ def run(experiment: Experiment, steps: int) -> Trace:
             updates = {name: max(size, updates.get(name, 0.0)) for name, size in new.items()}
         if not math.isfinite(losses[-1]) or _is_left(losses, blind_loss):
             break
-    after = _look(experiment, jax.device_get(state.params), batch)
+    after = _look(experiment, state.params, batch)
     return Trace(losses, blind_loss, before, after, updates)
 
 
@@ -210,6 +210,7 @@ def _look(experiment: Experiment, params: Any, batch: Batch) -> Look:
         (loss, seen), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
         return loss, jnp.std(crops), seen, gradients
 
+    params = jax.device_get(params)
     loss, pixel_std, seen, gradients = jax.device_get(forward_and_back(params, images, labels))
     return Look(
         loss=float(loss),

@@ -26,8 +26,9 @@ def _config(data_dir, **fields):
     """The digits' configuration with narrower layers; `section__field` changes it."""
     config = digits.get_config()
     for name in ('conv1', 'conv2', 'conv3', 'conv4', 'conv5'):
-        config.model[name].features = 16
-    config.model.fc6.features = config.model.fc7.features = 64
+        config.model[name].update(features=16, init_std=0.12)
+    config.model.fc6.update(features=64, init_std=0.1)
+    config.model.fc7.update(features=64, init_std=0.15)
     config.data.dir = str(data_dir)
     config.parallel.update(data=1, model=1, cpu_devices=0)
     config.optim.learning_rate = 0.01
