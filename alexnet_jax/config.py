@@ -85,6 +85,11 @@ def _validate_together(config: ml_collections.ConfigDict) -> None:
                 f'config.model.{name}.features = {model[name].features} must divide by '
                 f'parallel.model = {parallel.model} and by model.towers = {model.towers}'
             )
+    if model.fc6.features == model.fc7.features == 0 and parallel.model > model.towers:
+        raise UserError(
+            f'config.parallel.model = {parallel.model} splits fully connected layers and there is '
+            f'none before fc8; set --config.parallel.model={model.towers}'
+        )
     if model.conv1.features == 0:
         raise UserError('config.model.conv1.features = 0 leaves no first layer; set it above 0')
     if config.data.image_shape and config.augment.crop_px > min(config.data.image_shape[:2]):

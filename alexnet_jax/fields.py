@@ -62,6 +62,7 @@ _FACTORS = _tuple_of(
     lambda v: isinstance(v, tuple) and len(v) == 2 and v[0] in _PARAMETERS and _is_rate(v[1]),
     words="a tuple of (layer, 'kernel', 'bias' or 'conv1.bias', factor), such as (('bias', 2.0),)",
 )
+_ODD = Rule(lambda v: _is_integer(v) and v > 0 and v % 2 == 1, 'an odd integer')
 _CONVOLUTION = {
     'features': _integer(0),
     'kernel': _integer(1),
@@ -71,11 +72,18 @@ _CONVOLUTION = {
     ),
     'init_std': _number(0.0),
     'init_bias': _ANY_NUMBER,
+    'local': _BOOLEAN,
+    'order': Rule(
+        lambda v: isinstance(v, tuple) and sorted(map(str, v)) == ['activation', 'lrn', 'pool'],
+        "'activation', 'lrn' and 'pool' in some order",
+    ),
     'lrn': _BOOLEAN,
+    'map_norm': _BOOLEAN,
     'pool_window': _integer(0),
     'pool_stride': _integer(1),
+    'pool_partial': _BOOLEAN,
 }
-_DENSE = {'features': _integer(1), 'init_std': _number(0.0), 'init_bias': _ANY_NUMBER}
+_DENSE = {'features': _integer(0), 'init_std': _number(0.0), 'init_bias': _ANY_NUMBER}
 
 # Every field there is. `configs/alexnet.py` says what each one means.
 FIELDS: dict[str, Rule] = {
@@ -85,13 +93,20 @@ FIELDS: dict[str, Rule] = {
     **{f'model.{c}.{name}': rule for c in CONVOLUTIONS for name, rule in _CONVOLUTION.items()},
     **{f'model.{c}.sees_both_towers': _BOOLEAN for c in CONVOLUTIONS[1:]},
     **{f'model.{d}.{name}': rule for d in ('fc6', 'fc7') for name, rule in _DENSE.items()},
+    **{f'model.{d}.sees_both_towers': _BOOLEAN for d in ('fc6', 'fc7')},
     'model.fc8.init_std': _number(0.0),
     'model.fc8.init_bias': _ANY_NUMBER,
-    'model.lrn.k': _number(0.0),
-    'model.lrn.n': Rule(lambda v: _is_integer(v) and v > 0 and v % 2 == 1, 'an odd integer'),
-    'model.lrn.alpha': _number(0.0),
-    'model.lrn.beta': _number(0.0),
+    **{f'model.{norm}.k': _number(0.0) for norm in ('lrn', 'map_norm')},
+    **{f'model.{norm}.n': _ODD for norm in ('lrn', 'map_norm')},
+    **{f'model.{norm}.alpha': _number(0.0) for norm in ('lrn', 'map_norm')},
+    **{f'model.{norm}.beta': _number(0.0) for norm in ('lrn', 'map_norm')},
+    'model.lrn.divide_alpha': _BOOLEAN,
+    'model.lrn.across_towers': _BOOLEAN,
+    'model.activation': _one_of('relu', 'tanh', 'sigmoid'),
+    'model.initializer': _one_of('normal', 'xavier', 'he', 'pytorch'),
     'model.dropout': _number(0.0, 1.0),
+    'model.dropout_inverted': _BOOLEAN,
+    'model.dropout_inputs': _BOOLEAN,
     'model.dtype': _one_of('float32', 'bfloat16', 'float64'),
     'model.precision': _one_of('highest', 'high', 'default'),
     'model.forms': _one_of('auto', 'plain', 'fast'),

@@ -27,9 +27,24 @@ def convolution(**fields) -> dict:
         'padding': (1, 1),  # zero pixels before and after, on both spatial axes
         'init_std': 0.01,  # weights from N(0, 0.01), Paper 5
         'init_bias': 0.0,  # Paper 5: 1 in conv2, conv4, conv5, else 0
-        'lrn': False,  # response normalisation after the ReLU, Paper 3.3
+        'local': False,  # kernels of its own at each place, in the author's CIFAR-10 networks
+        'order': ('activation', 'lrn', 'pool'),  # Paper 3.5; those of the three that the layer has
+        'lrn': False,  # response normalisation, Paper 3.3
+        'map_norm': False,  # after it, one within each map, 2012 source
         'pool_window': 0,  # max-pooling, Paper 3.4; 0: none
         'pool_stride': 2,
+        'pool_partial': False,  # squares that reach beyond the lower and right edge, 2012 source
+        **fields,
+    }
+
+
+def dense(**fields) -> dict:
+    """Return the fields of fc6 or fc7."""
+    return {
+        'features': 4096,  # Paper 3.5; 0: no such layer
+        'sees_both_towers': True,  # Paper 3.2 and Fig. 2
+        'init_std': 0.01,  # Paper 5
+        'init_bias': 1.0,  # Paper 5: of the "fully-connected hidden layers"
         **fields,
     }
 
@@ -60,12 +75,23 @@ def get_config() -> ml_collections.ConfigDict:
         'conv4': convolution(features=384, sees_both_towers=False, init_bias=1.0),
         'conv5': convolution(features=256, sees_both_towers=False, init_bias=1.0, pool_window=3),
         'conv6': convolution(sees_both_towers=True, init_bias=1.0),  # 256 features in CNN*, Paper 6
-        'fc6': {'features': 4096, 'init_std': 0.01, 'init_bias': 1.0},  # Paper 3.5 and 5
-        'fc7': {'features': 4096, 'init_std': 0.01, 'init_bias': 1.0},
+        'fc6': dense(),
+        'fc7': dense(),
         # Paper 5 gives the "fully-connected hidden layers" bias 1; fc8 is no hidden layer.
         'fc8': {'init_std': 0.01, 'init_bias': 0.0},
-        'lrn': {'k': 2.0, 'n': 5, 'alpha': 1e-4, 'beta': 0.75},  # Paper 3.3
+        'lrn': {
+            **{'k': 2.0, 'n': 5, 'alpha': 1e-4, 'beta': 0.75},  # Paper 3.3
+            'divide_alpha': False,  # alpha / n, as the 2012 source, Caffe and PyTorch
+            'across_towers': False,  # windows over both towers' maps, as Caffe
+        },
+        'map_norm': {'k': 1.0, 'n': 5, 'alpha': 1e-3, 'beta': 0.75},  # 2012 source; alpha / n^2
+        'activation': 'relu',  # Paper 3.1; or 'tanh', 'sigmoid'
+        # 'normal': N(0, init_std), Paper 5. 'xavier', 'he', 'pytorch': the width follows from the
+        # number of inputs.
+        'initializer': 'normal',
         'dropout': 0.5,  # in fc6 and fc7, Paper 4.2; outputs times 0.5 at test time
+        'dropout_inverted': False,  # times 2 in training instead, as most do
+        'dropout_inputs': False,  # of the inputs of fc6 and fc7, as torchvision; else their outputs
         'dtype': 'float32',  # of the arithmetic, or 'bfloat16' with float32 weights, or 'float64'
         # Of float32 products: 'highest' is float32 everywhere; by 'default' GPUs take TF32 and TPUs
         # bfloat16, which is faster and rounds to 10 and 7 bits; 'high' lies between, on TPUs.

@@ -18,6 +18,13 @@ from configs import alexnet
 def get_config() -> ml_collections.ConfigDict:
     """Return the configuration of run #145."""
     config = alexnet.get_config()
+    model = config.model
+    # The ReLU of conv1 stands on pool1's output; conv2 has one norm more.
+    model.conv1.order = ('lrn', 'pool', 'activation')
+    model.conv2.map_norm = True
+    model.lrn.divide_alpha = True
+    for name in ('conv3', 'conv4', 'conv5'):
+        model[name].init_std = 0.03
     config.augment.update(images_per_crop=32, mean='centre', colour_divisor=1.1, colour_epochs=67.0)
     config.optim.update(
         schedule='constant',

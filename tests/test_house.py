@@ -20,7 +20,7 @@ PACKAGE = 'alexnet_jax'
 FLOORS = (
     {'config', 'fields', 'paper', 'metrics', 'arguments'},
     {'parallel.mesh', 'parallel.collectives', 'parallel.processes'},
-    {'network.model', 'network.layers', 'network.pooling', 'data.augment'},
+    {'network.model', 'network.layers', 'network.pooling', 'network.local', 'data.augment'},
     {'training.step', 'training.optim'}
     | {'data.pipeline', 'data.digits', 'data.sources', 'data.records', 'data.stats'}
     | {'data.images', 'data.archives', 'data.photographs', 'data.imagenet', 'data.folder'}
@@ -38,7 +38,8 @@ FLOORS = (
 ARROWS = {
     'config': {'fields'},
     'parallel.mesh': {'parallel.collectives'},
-    'network.model': {'network.layers', 'network.pooling'},
+    'network.model': {'network.layers', 'network.pooling', 'network.local'},
+    'network.local': {'network.layers'},
     'training.step': {'training.optim'},
     'data.pipeline': {'data.digits', 'data.sources', 'data.stats'},
     'data.sources': {'data.examples'},

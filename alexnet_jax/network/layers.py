@@ -24,8 +24,8 @@ class TowerConvolution(nn.Module):
     """Convolve each tower with its own kernels, add the bias (Paper 3.5).
 
     The kernel is one array for both towers, [kernel, kernel, C_in, features] with C_in the channels
-    that one tower sees, split over the towers on its last axis; weights N(0, init_std), constant
-    biases (Paper 5). `features` counts both towers; `towers_here` of `towers` live on this device.
+    that one tower sees, split over the towers on its last axis; see `parameter` for `initializer`.
+    `features` counts both towers; `towers_here` of `towers` live on this device.
     Zero pixels are added before and after each spatial axis: `padding = (before, after)`.
     """
 
@@ -33,6 +33,7 @@ class TowerConvolution(nn.Module):
     kernel: int
     stride: int
     padding: tuple[int, int]
+    initializer: str
     init_std: float
     init_bias: float
     towers: int
@@ -47,8 +48,8 @@ class TowerConvolution(nn.Module):
         """Map one [batch, H, W, C_in] per tower to one [batch, H', W', features / towers]."""
         features = self.features // self.towers * self.towers_here
         shape = (self.kernel, self.kernel, inputs[0].shape[-1], features)
-        kernel = _parameter(self, 'kernel', shape, (None, None, None, 'tower'))
-        bias = _parameter(self, 'bias', (features,), ('tower',))
+        kernel = parameter(self, 'kernel', shape, (None, None, None, 'tower'))
+        bias = parameter(self, 'bias', (features,), ('tower',))
         kernels = jnp.split(kernel.astype(self.dtype), self.towers_here, axis=-1)
         biases = jnp.split(bias.astype(self.dtype), self.towers_here)
         return tuple(
@@ -66,12 +67,13 @@ class TowerConvolution(nn.Module):
 
 
 class Dense(nn.Module):
-    """One fully connected layer that sees both towers: `x W + b` (Paper 3.5).
+    """One fully connected layer: `x W + b` (Paper 3.5).
 
     `features` is what this device computes; the axes say how the whole is split over devices.
     """
 
     features: int
+    initializer: str
     init_std: float
     init_bias: float
     dtype: jnp.dtype
@@ -81,22 +83,40 @@ class Dense(nn.Module):
     bias_axes: tuple = (MODEL_AXES,)
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return `x W` [batch, features] and the bias [features], which the caller adds."""
-        kernel = _parameter(self, 'kernel', (x.shape[-1], self.features), self.kernel_axes)
-        bias = _parameter(self, 'bias', (self.features,), self.bias_axes)
-        product = jnp.matmul(x, kernel.astype(self.dtype), precision=self.precision)
-        return product, bias.astype(self.dtype)
+    def __call__(self, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        """Return `x W` [batch, features] and the bias [features], which the caller adds.
+
+        One input, [batch, inputs], is what all units see; of several each has its part of them.
+        """
+        kernel = parameter(self, 'kernel', (inputs[0].shape[-1], self.features), self.kernel_axes)
+        bias = parameter(self, 'bias', (self.features,), self.bias_axes)
+        kernels = jnp.split(kernel.astype(self.dtype), len(inputs), axis=-1)
+        products = [
+            jnp.matmul(x, k, precision=self.precision) for x, k in zip(inputs, kernels, strict=True)
+        ]
+        return jnp.concatenate(products, axis=-1), bias.astype(self.dtype)
 
 
-def _parameter(
-    layer: TowerConvolution | Dense, name: str, shape: tuple[int, ...], axes: tuple
+def parameter(
+    layer: Any, name: str, shape: tuple[int, ...], axes: tuple, positions: tuple[int, ...] = ()
 ) -> jax.Array:
-    """Declare a kernel, N(0, init_std), or a bias, constant, with the mesh axes that split it."""
+    """Declare a kernel or a bias, with the mesh axes that split it.
+
+    A bias is constant, `init_bias`. `initializer` draws a kernel: 'normal' from N(0, init_std)
+    (Paper 5); 'xavier' (Glorot, 2010) and 'he' (He, 2015) from a normal distribution whose variance
+    follows from the numbers of inputs and outputs; 'pytorch' from U(-b, b), b = inputs^-0.5, as
+    PyTorch's layers. `positions` are axes that count kernels, not what one kernel sees.
+    """
+    draw = {
+        'normal': lambda: nn.initializers.normal(layer.init_std),
+        'xavier': lambda: nn.initializers.glorot_normal(batch_axis=positions),
+        'he': lambda: nn.initializers.he_normal(batch_axis=positions),
+        'pytorch': lambda: nn.initializers.variance_scaling(
+            1 / 3, 'fan_in', 'uniform', batch_axis=positions
+        ),
+    }
     init = (
-        nn.initializers.normal(layer.init_std)
-        if name == 'kernel'
-        else nn.initializers.constant(layer.init_bias)
+        draw[layer.initializer]() if name == 'kernel' else nn.initializers.constant(layer.init_bias)
     )
     value = layer.param(name, nn.with_partitioning(init, axes), shape, layer.param_dtype)
     return typing.cast(jax.Array, value)
@@ -244,10 +264,24 @@ def _negative_power(s: jax.Array, beta: float) -> jax.Array:
     return root * jnp.sqrt(root) if beta == 0.75 else s**-beta
 
 
+def within_map_norm(a: jax.Array, *, k: float, n: int, alpha: float, beta: float) -> jax.Array:
+    """Normalise each activity by those of the n x n square about it in its own map (2012 source).
+
+    b_yx = a_yx / (k + alpha / n^2 * sum of a^2 over the square)^beta, with zeros beyond the edges.
+    [batch, H, W, C] -> [batch, H, W, C], of the same dtype; sums in float32 at least.
+    """
+    wide = a.astype(np.promote_types(a.dtype, np.float32))
+    window, strides = (1, n, n, 1), (1, 1, 1, 1)
+    zero = np.zeros((), wide.dtype)
+    energy = lax.reduce_window(jnp.square(wide), zero, lax.add, window, strides, 'SAME')
+    return (wide * (k + alpha / n**2 * energy) ** -beta).astype(a.dtype)
+
+
 def dropout(
     x: jax.Array,
     *,
     rate: float,
+    inverted: bool,
     key: jax.Array | None,
     rows: jax.Array,
     units: int,
@@ -255,9 +289,12 @@ def dropout(
 ) -> jax.Array:
     """Zero outputs with probability `rate` in training, else multiply by 1 - rate (Paper 4.2).
 
+    `inverted` divides by 1 - rate in training instead and leaves the outputs alone at test time.
+
     Args:
       x: [batch, features], the units first .. first + features of a layer of `units` units.
       rate: probability of zero.
+      inverted: see above.
       key: typed key, the same on all devices; None at test time.
       rows: int32 [batch], each example's index in the global batch: with it the masks are the same
         on any mesh.
@@ -265,11 +302,11 @@ def dropout(
       first: int32 scalar, this device's first unit.
     """
     if key is None:
-        return x * (1.0 - rate)
+        return x if inverted else x * (1.0 - rate)
     if rate == 0.0:
         return x
     keep = jax.vmap(
         lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1.0 - rate, (units,))
     )(rows)
     keep = lax.dynamic_slice_in_dim(keep, first, x.shape[-1], axis=1)
-    return jnp.where(keep, x, jnp.zeros_like(x))
+    return jnp.where(keep, x / (1.0 - rate) if inverted else x, jnp.zeros_like(x))

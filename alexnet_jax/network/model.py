@@ -21,11 +21,15 @@ from alexnet_jax.network.layers import (
     Towers,
     dropout,
     local_response_norm,
+    within_map_norm,
 )
+from alexnet_jax.network.local import LocalConvolution
 from alexnet_jax.network.pooling import max_pool
 from alexnet_jax.parallel.collectives import Collectives
 
 Activations = dict[str, jax.Array]
+_ACTIVATIONS = {'relu': nn.relu, 'tanh': jnp.tanh, 'sigmoid': nn.sigmoid}
+_AFTER_CONVOLUTION = ('order', 'lrn', 'map_norm', 'pool_window', 'pool_stride', 'pool_partial')
 
 
 class AlexNet(nn.Module):
@@ -47,7 +51,12 @@ class AlexNet(nn.Module):
     fc7: Mapping[str, Any]
     fc8: Mapping[str, Any]
     lrn: Mapping[str, Any]
+    map_norm: Mapping[str, Any]
+    activation: str
+    initializer: str
     dropout: float
+    dropout_inverted: bool
+    dropout_inputs: bool
     dtype: str
     precision: str
     forms: str
@@ -66,8 +75,9 @@ class AlexNet(nn.Module):
 
         Returns:
           logits, float32 at least [rows of this copy, num_classes]; and this device's part of the
-          activations: `conv1` .. after the ReLU, `lrn1` .., `pool1` .., `fc6` .. after the dropout,
-          `fc8` the logits. Convolutions: [rows of this shard, H, W, channels / tower].
+          activations: `conv1` .. after the ReLU (before it where that stands later, then `relu1`),
+          `lrn1` .., `pool1` .., `fc6` .. after the dropout, `fc8` the logits. Convolutions: [rows
+          of this shard, H, W, channels / tower].
         """
         seen: Activations = {}
         x = (images.astype(self.dtype),) * (self.towers // self.collectives.tower)
@@ -77,10 +87,7 @@ class AlexNet(nn.Module):
         x = self._convolution('conv4', x, seen)  # [batch, 13, 13, 384]
         x = self._convolution('conv5', x, seen)  # [batch, 6, 6, 256]
         x = self._convolution('conv6', x, seen)  # [batch, 6, 6, 256], in CNN* only
-        x = self._join_at_fc6(x)  # [batch, 9216]
         x = self._dense('fc6', x, rows, dropout_key, seen)  # [batch, 4096]
-        with jax.named_scope('fc7'):
-            x = self.collectives.join_features(x)
         x = self._dense('fc7', x, rows, dropout_key, seen)  # [batch, 4096]
         x = self._logits(x, seen)  # [batch, 1000]
         return x, seen
@@ -90,11 +97,14 @@ class AlexNet(nn.Module):
         layer = dict(getattr(self, name))
         if layer['features'] == 0:
             return towers
-        lrn, window, stride = (layer.pop(k) for k in ('lrn', 'pool_window', 'pool_stride'))
+        after = {field: layer.pop(field) for field in _AFTER_CONVOLUTION}
+        number = name[len('conv') :]
         if layer.pop('sees_both_towers', False):  # conv1 has no such field: it sees the image
             towers = self._both_towers(name, towers)
-        towers = TowerConvolution(
+        convolution = LocalConvolution if layer.pop('local') else TowerConvolution
+        towers = convolution(
             **layer,
+            initializer=self.initializer,
             towers=self.towers,
             towers_here=len(towers),
             dtype=jnp.dtype(self.dtype),
@@ -103,13 +113,48 @@ class AlexNet(nn.Module):
             fast=self.fast,
             name=name,
         )(towers)
-        towers = self._each(name, nn.relu, towers, seen)
+        active_first = after['order'][0] == 'activation'
+        if not active_first:
+            seen[name] = jnp.concatenate(towers, axis=-1)
+        for part in after['order']:
+            if part == 'activation':
+                label = name if active_first else f'relu{number}'
+                towers = self._each(label, _ACTIVATIONS[self.activation], towers, seen)
+            elif part == 'lrn':
+                towers = self._normalise(number, towers, seen, **after)
+            elif after['pool_window']:
+                pool = functools.partial(
+                    max_pool,
+                    window=after['pool_window'],
+                    stride=after['pool_stride'],
+                    partial=after['pool_partial'],
+                    fast=self.fast,
+                )
+                towers = self._each(f'pool{number}', pool, towers, seen)
+        return towers
+
+    def _normalise(
+        self, number: str, towers: Towers, seen: Activations, *, lrn: bool, map_norm: bool, **_: Any
+    ) -> Towers:
+        """Normalise across maps (Paper 3.3), then within each map (2012 source), where asked to."""
         if lrn:
-            norm = functools.partial(local_response_norm, **self.lrn, fast=self.fast)
-            towers = self._each(name.replace('conv', 'lrn'), norm, towers, seen)
-        if window:
-            pool = functools.partial(max_pool, window=window, stride=stride, fast=self.fast)
-            towers = self._each(name.replace('conv', 'pool'), pool, towers, seen)
+            settings = {**self.lrn}
+            if settings.pop('divide_alpha'):
+                settings['alpha'] = settings['alpha'] / settings['n']
+            across_towers = settings.pop('across_towers') and self.towers > 1
+            norm = functools.partial(local_response_norm, **settings, fast=self.fast)
+            if across_towers:
+                whole = self._both_towers(f'lrn{number}', towers)[0]
+                maps = len(towers) * towers[0].shape[-1]
+                first = self.collectives.tower_index() * maps
+                own = jax.lax.dynamic_slice_in_dim(norm(whole), first, maps, axis=-1)
+                towers = tuple(jnp.split(own, len(towers), axis=-1))
+                seen[f'lrn{number}'] = own
+            else:
+                towers = self._each(f'lrn{number}', norm, towers, seen)
+        if map_norm:
+            within = functools.partial(within_map_norm, **self.map_norm)
+            towers = self._each(f'map_norm{number}', within, towers, seen)
         return towers
 
     def _both_towers(self, name: str, towers: Towers) -> Towers:
@@ -118,57 +163,84 @@ class AlexNet(nn.Module):
             joined = self.collectives.join_towers(jnp.concatenate(towers, axis=-1))
         return (joined,) * len(towers)
 
-    def _join_at_fc6(self, towers: Towers) -> jax.Array:
-        """Flatten the last maps of both towers: -> [rows of this copy, H * W * C]."""
-        with jax.named_scope('fc6'):
-            joined = self.collectives.join_towers(jnp.concatenate(towers, axis=-1))
-            joined = self.collectives.join_batch(joined)
-        return joined.reshape(joined.shape[0], -1)
-
     def _dense(
         self,
         name: str,
-        x: jax.Array,
+        x: Towers | jax.Array,
         rows: jax.Array,
         dropout_key: jax.Array | None,
         seen: Activations,
-    ) -> jax.Array:
+    ) -> Towers | jax.Array:
         """Fully connected layer, ReLU, dropout (Paper 4.2): this device's units of the layer."""
         layer = dict(getattr(self, name))
         units = layer.pop('features')
+        if units == 0:
+            return x
         here = units // self.collectives.model
+        drop = functools.partial(
+            dropout,
+            rate=self.dropout,
+            inverted=self.dropout_inverted,
+            key=None if dropout_key is None else jax.random.fold_in(dropout_key, int(name[2:])),
+            rows=rows,
+        )
+        both = layer.pop('sees_both_towers') or self.towers == 1
+        with jax.named_scope(name):
+            inputs = self._dense_inputs(x, both)
+            if self.dropout_inputs:
+                width = inputs[0].shape[-1]
+                first = 0 if both else self.collectives.tower_index() * len(inputs)
+                total = width if both else width * self.towers
+                inputs = tuple(
+                    drop(x, units=total, first=jnp.int32((first + i) * width))
+                    for i, x in enumerate(inputs)
+                )
         product, bias = Dense(
             **layer,
             features=here,
+            initializer=self.initializer,
             dtype=jnp.dtype(self.dtype),
             param_dtype=self._param_dtype,
             precision=self.precision,
             name=name,
-        )(x)
+        )(inputs)
         with jax.named_scope(name):
-            x = dropout(
-                nn.relu(product + bias[None]),
-                rate=self.dropout,
-                key=None if dropout_key is None else jax.random.fold_in(dropout_key, int(name[2:])),
-                rows=rows,
-                units=units,
-                first=self.collectives.model_index() * here,
-            )
-        seen[name] = x
-        return x
+            out = _ACTIVATIONS[self.activation](product + bias[None])
+            if not self.dropout_inputs:
+                out = drop(out, units=units, first=self.collectives.model_index() * here)
+        seen[name] = out
+        return out
 
-    def _logits(self, x: jax.Array, seen: Activations) -> jax.Array:
+    def _dense_inputs(self, x: Towers | jax.Array, both: bool) -> tuple[jax.Array, ...]:
+        """Bring maps or units together: of both towers as one array, else one for each tower here.
+
+        [rows of this copy, inputs], a position's channels beside each other.
+        """
+        if isinstance(x, tuple):
+            if both:
+                x = (self.collectives.join_towers(jnp.concatenate(x, axis=-1)),)
+            whole = tuple(map(self.collectives.join_batch, x))
+            return tuple(maps.reshape(maps.shape[0], -1) for maps in whole)
+        if both:
+            return (self.collectives.join_features(x),)
+        own = self.collectives.join_features_of_tower(x)
+        return tuple(jnp.split(own, self.towers // self.collectives.tower, axis=-1))
+
+    def _logits(self, x: Towers | jax.Array, seen: Activations) -> jax.Array:
         """fc8 on this device's inputs, summed over the devices of one copy; then the bias."""
+        if isinstance(x, tuple):  # neither fc6 nor fc7: the maps, one tower's after the other's
+            x = jnp.concatenate(self._dense_inputs(x, both=False), axis=-1)
         partial, bias = Dense(
             **self.fc8,
             features=self.num_classes,
+            initializer=self.initializer,
             dtype=jnp.dtype(self.dtype),
             param_dtype=self._param_dtype,
             precision=self.precision,
             kernel_axes=(('tower', 'shard'), None),
             bias_axes=(None,),
             name='fc8',
-        )(x)
+        )((x,))
         wide = np.promote_types(jnp.dtype(self.dtype), np.float32)
         with jax.named_scope('fc8'):
             logits = self.collectives.sum_over_model(partial.astype(wide)) + bias.astype(wide)[None]
@@ -218,10 +290,14 @@ def count_macs(model: AlexNet, image_shape: tuple[int, ...]) -> dict[str, int]:
     rows = jax.ShapeDtypeStruct((1,), jnp.int32)
     (_, seen), variables = jax.eval_shape(whole.init_with_output, jax.random.key(0), images, rows)
     params = nn.meta.unbox(variables['params'])
-    # A kernel of H x W x I x O is used once at each position of the layer's output.
+
+    def positions(name: str) -> int:
+        """A kernel of H x W x I x O is used once at each position, a local one at its own."""
+        local = getattr(model, name).get('local', False)
+        return 1 if local else math.prod(seen[name].shape[1:-1])
+
     return {
-        name: math.prod(layer['kernel'].shape) * math.prod(seen[name].shape[1:-1])
-        for name, layer in params.items()
+        name: math.prod(layer['kernel'].shape) * positions(name) for name, layer in params.items()
     }
 
 

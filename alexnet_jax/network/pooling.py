@@ -8,13 +8,19 @@ from flax import linen as nn
 from jax import lax
 
 
-def max_pool(x: jax.Array, *, window: int, stride: int, fast: bool) -> jax.Array:
+def max_pool(x: jax.Array, *, window: int, stride: int, partial: bool, fast: bool) -> jax.Array:
     """Return the maximum of each window x window square, `stride` apart (Paper 3.4).
 
     The squares overlap where window > stride. No padding: an edge that a whole square no longer
-    fits is left out. Of equal maxima the first, row by row, takes the gradient.
+    fits is left out, or with `partial` covered by squares that reach beyond it, as in the author's
+    programs, so that there are ceil((H - window) / stride) + 1. Of equal maxima the first, row by
+    row, takes the gradient.
     [batch, H, W, C] -> [batch, (H - window) // stride + 1, ..., C].
     """
+    if partial:
+        beyond = [-(side - window) % stride for side in x.shape[1:3]]
+        edges = [(0, 0, 0), *((0, more, 0) for more in beyond), (0, 0, 0)]
+        x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), edges)
     if not fast:
         return nn.max_pool(x, (window, window), (stride, stride), padding='VALID')
     # Along the columns first: of equal maxima the first row wins, as in the square.

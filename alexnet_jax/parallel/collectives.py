@@ -56,6 +56,10 @@ class Collectives:
         """Concatenate the units of a fully connected layer: [rows, F / model] -> [rows, F]."""
         return self._gather(x, MODEL_AXES, axis=-1)
 
+    def join_features_of_tower(self, x: jax.Array) -> jax.Array:
+        """Concatenate one tower's units of a fully connected layer: -> [rows, F / tower]."""
+        return self._gather(x, ('shard',), axis=-1)
+
     def sum_over_model(self, x: jax.Array) -> jax.Array:
         """Add the partial logits of the devices that share one copy. [rows, classes].
 
@@ -109,6 +113,10 @@ class Collectives:
     def shard_index(self) -> jax.Array:
         """Index of this device along `shard`, int32 scalar."""
         return self._index('shard')
+
+    def tower_index(self) -> jax.Array:
+        """Index of this device along `tower`, int32 scalar."""
+        return self._index('tower')
 
     def model_index(self) -> jax.Array:
         """Position of this device's units in a fully connected layer, int32 scalar."""

@@ -29,7 +29,7 @@ def lrn(a, fast=False, **constants):
 
 
 def pool(x, fast=False, **window):
-    return max_pool(jnp.asarray(x), fast=fast, **window)
+    return max_pool(jnp.asarray(x), fast=fast, partial=False, **window)
 
 
 # Response normalisation, Paper 3.3. At the scale of 100 the sums weigh as much as k.
@@ -135,6 +135,7 @@ def tower_convolution(**fields) -> TowerConvolution:
         'padding': (1, 1),
         'towers': 2,
         'fast': False,
+        'initializer': 'normal',
     } | fields
     return TowerConvolution(
         **{'towers_here': fields['towers'], 'init_std': 0.01, 'init_bias': 1.0, **fields},
@@ -256,7 +257,7 @@ ROWS = np.asarray([0, 1, 7, 300, 2], np.int32)
 @functools.partial(jax.jit, static_argnames=('rate', 'units'))
 def drop(x, key, rows=ROWS, rate=0.5, units=UNITS, first=0):
     rows, first = jnp.asarray(rows), jnp.asarray(first)
-    return dropout(x, rate=rate, key=key, rows=rows, units=units, first=first)
+    return dropout(x, rate=rate, inverted=False, key=key, rows=rows, units=units, first=first)
 
 
 def test_dropout_at_test_time_multiplies_by_the_probability_of_keeping():

@@ -1,0 +1,22 @@
+"""A batch of 8,192 with LARS (You, 2017): each layer trusts its gradient in proportion.
+
+    python -m alexnet_jax.main --config=configs/large_batch_lars.py --data_dir=DIR
+
+Needs:    the data set `imagenet2012` that `python -m alexnet_jax.prepare imagenet` makes.
+Cost:     as configs/alexnet.py, in 14,076 steps. Not run.
+Expected: about 42 % top-1 validation error, one crop, once rate and trust are tuned.
+"""
+
+import ml_collections
+
+from configs import alexnet
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the configuration."""
+    config = alexnet.get_config()
+    config.training.batch_size = 8192
+    config.optim.update(
+        learning_rate=10.0, lars_trust=0.001, warmup_epochs=5.0, decay_factors=(('bias', 0.0),)
+    )
+    return config

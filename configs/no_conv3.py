@@ -1,0 +1,20 @@
+"""The paper's network without conv3 (Paper 7); conv4 takes its place in seeing both towers.
+
+    python -m alexnet_jax.main --config=configs/no_conv3.py --data_dir=DIR
+
+Needs:    the data set `imagenet2012` that `python -m alexnet_jax.prepare imagenet` makes.
+Cost:     as configs/alexnet.py. Not run.
+Expected: about 2 points of top-1 error worse.
+"""
+
+import ml_collections
+
+from configs import alexnet
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the configuration."""
+    config = alexnet.get_config()
+    config.model.conv3.features = 0
+    config.model.conv4.sees_both_towers = True
+    return config

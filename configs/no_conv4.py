@@ -1,0 +1,19 @@
+"""The paper's network without conv4 (Paper 7).
+
+    python -m alexnet_jax.main --config=configs/no_conv4.py --data_dir=DIR
+
+Needs:    the data set `imagenet2012` that `python -m alexnet_jax.prepare imagenet` makes.
+Cost:     as configs/alexnet.py. Not run.
+Expected: about 2 points of top-1 error worse.
+"""
+
+import ml_collections
+
+from configs import alexnet
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the configuration."""
+    config = alexnet.get_config()
+    config.model.conv4.features = 0
+    return config

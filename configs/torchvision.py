@@ -1,0 +1,36 @@
+"""The network that `torchvision.models.alexnet` builds: one tower, no response normalisation.
+
+    python -m alexnet_jax.main --config=configs/torchvision.py --data_dir=DIR
+
+Needs:    the data set `imagenet2012` that `python -m alexnet_jax.prepare imagenet` makes.
+Cost:     90 epochs, 4.1444 GFLOP an image. Not run.
+Expected: its published weights have 43.48 % top-1 and 20.93 % top-5 validation error, one crop.
+
+Not the paper's network: fewer kernels in conv1 to conv4, none of them in towers, dropout of the
+inputs of fc6 and fc7. It was trained with torchvision's crops of random size, which are not here.
+"""
+
+import ml_collections
+
+from configs import alexnet
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the configuration."""
+    config = alexnet.get_config()
+    model = config.model
+    model.update(towers=1, initializer='pytorch', dropout_inverted=True, dropout_inputs=True)
+    model.conv1.update(features=64, padding=(2, 2), lrn=False)
+    model.conv2.update(features=192, lrn=False)
+    model.conv3.features = 384
+    model.conv4.features = 256
+    model.conv5.features = 256
+    for name in ('conv2', 'conv4', 'conv5', 'fc6', 'fc7'):
+        model[name].init_bias = 0.0  # PyTorch draws them, too
+    config.augment.update(mean='channels', pixel_divisor=57.4, colour_std=0.0)
+    config.optim.update(
+        weight_decay=1e-4, rate_inside_velocity=False, schedule='steps', drop_epochs=(30.0, 60.0)
+    )
+    config.training.batch_size = 256
+    config.evaluation.final_views = 1
+    return config
