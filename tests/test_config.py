@@ -66,7 +66,13 @@ def test_one_section_feeds_one_constructor(constructor, section, given):
 def test_paper_s_values():
     """Paper 3.3, 4.1, 4.2 and 5, read from the paper, not from the file."""
     config = alexnet.get_config()
-    assert dict(config.model.lrn) == {'k': 2.0, 'n': 5, 'alpha': 1e-4, 'beta': 0.75}
+    lrn = config.model.lrn
+    assert (lrn.k, lrn.n, lrn.alpha, lrn.beta) == (2.0, 5, 1e-4, 0.75)
+    assert not lrn.divide_alpha
+    assert not lrn.across_towers
+    assert (config.model.activation, config.model.initializer) == ('relu', 'normal')
+    assert not config.model.dropout_inverted
+    assert config.optim.rate_inside_velocity
     assert config.model.dropout == 0.5
     assert (config.augment.crop_px, config.augment.mirror, config.augment.colour_std) == (
         224,

@@ -108,6 +108,26 @@ UPDATES = (
     ('augment.images_per_crop', 4),
     ('augment.mean', 'centre'),
 )
+# Norms across towers, towers apart up to fc8, dropout of inputs.
+NETWORK = (
+    ('model.lrn.across_towers', True),
+    ('model.conv1.order', ('lrn', 'pool', 'activation')),
+    ('model.conv2.map_norm', True),
+    ('model.conv3.sees_both_towers', False),
+    ('model.fc6.sees_both_towers', False),
+    ('model.fc7.sees_both_towers', False),
+    ('model.activation', 'tanh'),
+    ('model.dropout_inverted', True),
+    ('model.dropout_inputs', True),
+)
+# Towers meet at fc6 after dropout of its inputs; local kernels; no fc7.
+LOCAL = (
+    ('model.conv4.local', True),
+    ('model.fc7.features', 0),
+    ('model.dropout_inputs', True),
+    ('model.conv1.pool_partial', True),
+)
+NO_HIDDEN = (('model.fc6.features', 0), ('model.fc7.features', 0))
 
 
 @functools.cache
@@ -117,7 +137,14 @@ def _one_device_with(towers: int, changes: tuple[tuple[str, Any], ...]) -> Any:
 
 @pytest.mark.parametrize(
     ('towers', 'data', 'model', 'backend', 'changes'),
-    [(2, 2, 4, 'shard_map', UPDATES), (2, 1, 8, 'pmap', UPDATES)],
+    [
+        (2, 2, 4, 'shard_map', UPDATES),
+        pytest.param(2, 1, 8, 'pmap', UPDATES, marks=pytest.mark.slow),
+        (2, 2, 4, 'shard_map', NETWORK),
+        (2, 1, 2, 'shard_map', LOCAL),
+        pytest.param(2, 1, 4, 'pmap', LOCAL, marks=pytest.mark.slow),
+        (2, 2, 2, 'shard_map', NO_HIDDEN),
+    ],
 )
 def test_variants_are_as_on_one_device(x64, towers, data, model, backend, changes):
     losses, state = _one_device_with(towers, changes)

@@ -110,21 +110,15 @@ class Run:
         return loss.item(), jax.device_get(gradients)
 
 
-@functools.cache
-def _weights(towers: int, conv6: int, num_classes: int) -> Any:
+def _weights(network: AlexNet) -> Any:
     """Weights by NumPy, larger than the initial ones, so that every path carries signal."""
-    config = tiny.get_config()
-    config.model.update(towers=towers, num_classes=num_classes)
-    config.model.conv6.update(features=conv6)
-    shapes = jax.eval_shape(
-        lambda: step_lib.init_parameters(AlexNet(**config.model.to_dict()), CROP, jax.random.key(0))
-    )
+    shapes = jax.eval_shape(lambda: step_lib.init_parameters(network, CROP, jax.random.key(0)))
     random = np.random.default_rng(2)
     return jax.tree.map(lambda leaf: random.normal(0.02, 0.2, leaf.shape), shapes)
 
 
 def _initial_state(network: AlexNet, optimizer: Any, dtype: str) -> step_lib.TrainState:
-    weights = _weights(network.towers, network.conv6['features'], network.num_classes)
+    weights = _weights(network)
     params = jax.tree.map(lambda w: jnp.asarray(w, dtype), weights)
     return step_lib.TrainState(
         step=jnp.zeros((), jnp.int32),
