@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,6 +120,7 @@ class StopSignal:
 _HUNG = 75
 _PATIENCE = 10
 _LAST_WORDS_S = 10.0  # the file system may hang, too
+_OTHERS_S = 5.0  # the end of one ends the others, which are to write their stacks before
 
 
 class Watchdog:
@@ -131,6 +133,7 @@ class Watchdog:
     def __init__(self, workdir: epath.Path, limit_s: float) -> None:
         self._path = workdir / f'hang-{jax.process_index()}.txt'
         self._limit_s = limit_s
+        self._alone = jax.process_count() == 1
         self._ended = threading.Event()
         self.expect('the start', slow=True)
 
@@ -171,6 +174,8 @@ class Watchdog:
         writer = threading.Thread(target=last_words, daemon=True)
         writer.start()
         writer.join(_LAST_WORDS_S)
+        if not self._alone:
+            time.sleep(_OTHERS_S)
         processes.end_now(_HUNG)
 
 
