@@ -165,7 +165,7 @@ def _require_the_paper_s_parts(model: Any) -> None:
             other.append(f'model.{fc}')
     if other:
         raise UserError(
-            f"benchmark layers takes the paper's layers only and config.{other[0]} asks for others; "
+            f"benchmark layers knows the paper's layers only, not config.{other[0]}; "
             'time the whole network with benchmark step'
         )
 
