@@ -143,6 +143,8 @@ def least(config: ml_collections.ConfigDict, data: int, model: int) -> Table:
         name, convolution = layer.name, layer.name.startswith('conv')
         if name == 'fc6' or (convolution and layer.sees_both_towers):
             exchange(('tower',), name, rows_of_shard * layer.inputs)
+        if layer.normed:
+            exchange(('tower',), name.replace('conv', 'lrn'), rows_of_shard * layer.normed)
         if name == 'fc6':
             exchange(('shard',), name, rows * layer.inputs)
         if name == 'fc7':
@@ -152,7 +154,7 @@ def least(config: ml_collections.ConfigDict, data: int, model: int) -> Table:
         split = sizes['tower'] if convolution else model
         weights = layer.weights // split * wide
         # fc8 splits its inputs, so that each device has all of its biases.
-        biases = (layer.features if name == 'fc8' else layer.features // split) * wide
+        biases = (layer.biases if name == 'fc8' else layer.biases // split) * wide
         if convolution:
             need(('shard',), name, 'gradients', 'psum', 2, weights + biases)
         if name == 'fc8':
@@ -171,6 +173,8 @@ class _Layer(NamedTuple):
     sees_both_towers: bool
     weights: int
     features: int
+    biases: int
+    normed: int  # values of one image that a normalisation across towers sees
 
 
 def _layer_table(config: ml_collections.ConfigDict) -> Iterator[_Layer]:
@@ -182,16 +186,20 @@ def _layer_table(config: ml_collections.ConfigDict) -> Iterator[_Layer]:
             continue
         both = fields.get('sees_both_towers', False)  # conv1 has no such field: it sees the image
         seen = maps if both or name == 'conv1' else maps // model.towers
-        weights = fields.kernel**2 * seen * fields.features
-        yield _Layer(name, side**2 * maps, both, weights, fields.features)
+        inputs, weights = side**2 * maps, fields.kernel**2 * seen * fields.features
         side = (side + sum(fields.padding) - fields.kernel) // fields.stride + 1
-        if fields.pool_window:
-            side = (side - fields.pool_window) // fields.pool_stride + 1
-        maps = fields.features
+        places = side**2 if fields.local else 1
+        maps, normed = fields.features, 0
+        for then in fields.order:
+            if then == 'lrn' and fields.lrn and model.lrn.across_towers and model.towers > 1:
+                normed = side**2 * maps
+            if then == 'pool' and fields.pool_window:
+                side = (side - fields.pool_window) // fields.pool_stride + 1
+        yield _Layer(name, inputs, both, weights * places, maps, maps * places, normed)
     units = side**2 * maps
     widths = {'fc6': model.fc6.features, 'fc7': model.fc7.features, 'fc8': model.num_classes}
     for name, features in widths.items():
-        yield _Layer(name, units, True, units * features, features)
+        yield _Layer(name, units, True, units * features, features, features, 0)
         units = features
 
 
@@ -223,7 +231,7 @@ def _axes(equation: Any, sizes: dict[str, int]) -> tuple[str, ...]:
 
 def _layer_and_part(stack: str) -> tuple[str, str]:
     """Read the named scopes: ('conv3', 'backward'), ('images', '-')."""
-    layer = re.search(r'(conv|fc)\d', stack)
+    layer = re.search(r'(conv|lrn|fc)\d', stack)
     if not layer:
         return next(name for name in ('images', 'metrics') if name in stack), '-'
     for part in ('gradients', 'norms'):

@@ -178,6 +178,15 @@ def test_the_compiled_step_sends_no_more(data, model, backend):
     assert totals == written
 
 
+@pytest.mark.parametrize('field', ['conv3.local', 'lrn.across_towers'])
+def test_layers_of_the_2012_source_send_the_least_too(field):
+    config = _config(2, tiny)
+    config.update_from_flattened_dict({f'model.{field}': True})
+    traced = communication.of_step(config, 2, 4)
+    assert traced == communication.least(config, 2, 4)
+    assert traced != communication.of_step(_config(2, tiny), 2, 4)
+
+
 def test_lars_adds_norms_of_what_is_split():
     config = _config(2, tiny)
     before = communication.of_step(config, 2, 4)
