@@ -1,5 +1,6 @@
 """`report reproduction`: a claim is measured by a finished run of its very configuration only."""
 
+import importlib
 import json
 import re
 
@@ -9,7 +10,7 @@ from etils import epath
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import paper, report, reproduction
-from configs import alexnet, digits, krizhevsky_2010, krizhevsky_2012
+from configs import alexnet, digits
 
 TOP1 = '1 CNN, ILSVRC-2012 validation: top1 error 10 views'
 ONE_CROP = {'eval/loss': 1.8, 'eval/top1_error': 0.43, 'eval/top5_error': 0.2}
@@ -58,19 +59,33 @@ def _measured(root):
 
 
 @pytest.mark.parametrize(
-    ('config', 'experiment'),
+    ('file', 'experiment'),
     [
-        (alexnet, '1 CNN, ILSVRC-2012 validation'),
-        (krizhevsky_2012, '1 CNN, ILSVRC-2012 validation'),
-        (krizhevsky_2010, '1 CNN, ILSVRC-2010 test'),
+        ('alexnet', '1 CNN, ILSVRC-2012 validation'),
+        ('krizhevsky_2012', '1 CNN, ILSVRC-2012 validation'),
+        ('krizhevsky_2010', '1 CNN, ILSVRC-2010 test'),
+        ('cnn_star', '1 CNN*, conv6 and pre-trained on the Fall 2011 release'),
+        ('one_gpu', 'one GPU, ILSVRC-2010 test'),
+        ('no_lrn', 'no response norm'),
+        ('no_lrn2', 'no response norm after conv2'),
+        ('no_overlap', 'pooling that does not overlap'),
+        ('separate_towers', 'towers that never communicate'),
+        ('no_colour', 'no colour noise'),
+        ('no_conv3', 'no conv3'),
+        ('no_conv4', 'no conv4'),
+        ('tanh', None),
+        ('torchvision', None),
+        ('digits', None),
     ],
 )
-def test_configurations_are_those_of_their_claims_and_of_no_other(config, experiment):
+def test_configurations_are_those_of_their_claims_and_of_no_other(file, experiment):
     """The constants of paper.py and the files of configs/, written apart, say the same."""
-    config = config.get_config()
+    config = importlib.import_module(f'configs.{file}').get_config()
     flat = config_lib.flatten(json.loads(config_lib.to_json(config)))
-    run = reproduction.Run('x', flat, config.training.total_epochs, {})
-    assert [e.name for e in paper.EXPERIMENTS if reproduction.is_of(e, run)] == [experiment]
+    init_data = 'imagenet_fall2011/1.0.0' if file == 'cnn_star' else ''
+    run = reproduction.Run('x', flat, config.training.total_epochs, {}, init_data)
+    found = [e.name for e in paper.EXPERIMENTS if reproduction.is_of(e, run)]
+    assert found == [experiment] * (experiment is not None)
 
 
 def test_half_of_a_recipe_is_none(tmp_path):
