@@ -73,14 +73,14 @@ def draw_curves(
     _save(figure, output)
 
 
-def epoch_means(epochs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the middle of each epoch and the mean of its values.
+def epoch_means(epochs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return, for each epoch, the mean of where its steps ended and the mean of their values.
 
     `epochs` [n] is where each step ended, so epoch e (from 0) holds those in (e, e + 1].
     """
     which = np.ceil(epochs).astype(int) - 1
-    present = np.unique(which)
-    return present + 0.5, np.array([values[which == epoch].mean() for epoch in present])
+    of_epoch = [which == epoch for epoch in np.unique(which)]
+    return tuple(np.array([x[steps].mean() for steps in of_epoch]) for x in (epochs, values))
 
 
 def _read_run(run: epath.Path) -> tuple[list[dict[str, Any]], int]:

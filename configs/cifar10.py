@@ -4,8 +4,9 @@
 
 Needs:    tfds's `cifar10`, or the images in train/CLASS/* and test/CLASS/* by
           python -m alexnet_jax.prepare folder --source DIR --name cifar10 --size=0
-Cost:     TODO
-Expected: TODO
+Cost:     0.051 GFLOP an image; 12 epochs at 1,060 images/s on 2 CPU cores, 10 minutes.
+Expected: 26.9 % top-1 error, 25.2 % with ten views, on a copy of CIFAR-10 kept as JPEG
+          (--config.data.name=cifar10_jpeg; results/cifar10_jpeg). Not run on the original.
 """
 
 import ml_collections
@@ -19,13 +20,13 @@ def get_config() -> ml_collections.ConfigDict:
     config = alexnet.get_config()
     model = config.model
     model.num_classes = 10
-    model.conv1 = convolution(features=48, kernel=5, padding=(2, 2), lrn=True, pool_window=3)
-    model.conv2.update(features=96, init_std=0.05)
-    model.conv3.update(features=96, init_std=0.05)
-    model.conv4.update(features=96, init_std=0.05)
-    model.conv5.update(features=96, init_std=0.05)
-    model.fc6.update(features=512, init_std=0.05)
-    model.fc7.update(features=512, init_std=0.05)
+    model.conv1 = convolution(features=32, kernel=5, padding=(2, 2), lrn=True, pool_window=3)
+    model.conv2.update(features=64, init_std=0.05)
+    model.conv3.update(features=64, init_std=0.05)
+    model.conv4.update(features=64, init_std=0.05)
+    model.conv5.update(features=64, init_std=0.05)
+    model.fc6.update(features=256, init_std=0.05)
+    model.fc7.update(features=256, init_std=0.05)
     model.fc8.update(init_std=0.05)
     config.data.update(
         name='cifar10',

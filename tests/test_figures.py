@@ -29,9 +29,9 @@ def write_run(directory, classes=10, losses=(2.0, 1.0, 0.5, 0.25), torn=False):
 
 
 def test_an_epoch_holds_the_steps_that_end_in_it():
-    epochs, values = np.array([0.4, 0.8, 1.0, 1.2, 3.0]), np.array([1.0, 2.0, 6.0, 5.0, 7.0])
-    middles, means = figures.epoch_means(epochs, values)
-    assert middles.tolist() == [0.5, 1.5, 2.5]
+    epochs, values = np.array([0.25, 0.5, 0.75, 1.0, 1.25, 3.0]), np.array([1, 2, 3, 6, 5, 7])
+    where, means = figures.epoch_means(epochs, values)
+    assert where.tolist() == [0.625, 1.25, 3.0]
     assert means.tolist() == [3.0, 5.0, 7.0]
 
 
@@ -43,7 +43,7 @@ def test_the_lines_are_the_metrics(tmp_path, monkeypatch):
     loss, error = kept[0].axes
     steps, means, evaluation = (line.get_xydata().tolist() for line in loss.lines[:3])
     assert steps == [[0.5, 2.0], [1.0, 1.0], [1.5, 0.5], [2.0, 0.25]]
-    assert means == [[0.5, 1.5], [1.5, 0.375]]
+    assert means == [[0.75, 1.5], [1.75, 0.375]]
     assert evaluation == [[2.0, 0.75]]
     assert error.lines[0].get_ydata().tolist() == [0.5, 0.25, 0.125, 0.0625]
     assert error.lines[2].get_xydata().tolist() == [[2.0, 0.125]]
