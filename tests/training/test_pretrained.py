@@ -10,8 +10,6 @@ import pytest
 from etils import epath
 
 from alexnet_jax.config import UserError
-from alexnet_jax.network.model import AlexNet
-from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.training import loop
 from alexnet_jax.training.experiment import build
 from alexnet_jax.training.pretrained import init_params, read_only
@@ -65,8 +63,7 @@ def _experiment(source, *, classes=None, parallel=None, **config_fields):
     experiment = build(config)
     if classes is None:
         return experiment
-    config.model.num_classes = classes
-    model = AlexNet(**config.model.to_dict(), collectives=mesh_lib.collectives(experiment.mesh))
+    model = experiment.model.clone(num_classes=classes)
     return dataclasses.replace(experiment, model=model, dataset=_Classes())
 
 
