@@ -38,7 +38,8 @@ def activations(model, dropout_key=None, n=2, **other):
     parameters = reference.draw_parameters(network, IMAGE, seed=3) | other
     images = reference.smooth_images(n, IMAGE, seed=4)
     rows = np.arange(n, dtype=np.int32)
-    logits, seen = network.apply({'params': parameters}, images, rows, dropout_key)
+    apply = jax.jit(network.apply, compiler_options=reference.QUICK_COMPILE)
+    logits, seen = apply({'params': parameters}, images, rows, dropout_key)
     return np.asarray(logits), {name: np.asarray(x) for name, x in seen.items()}
 
 
@@ -203,7 +204,11 @@ def test_a_local_layer_has_a_kernel_at_each_place(x64, stride, padding):
 )
 def test_initialisers_have_their_variances(initializer, variance, local):
     model = small({'conv4.local': local}, initializer=initializer)
-    parameters = init_parameters(AlexNet(**{**model, 'dtype': 'float32'}), IMAGE, jax.random.key(0))
+    network = AlexNet(**{**model, 'dtype': 'float32'})
+    draw = jax.jit(
+        lambda key: init_parameters(network, IMAGE, key), compiler_options=reference.QUICK_COMPILE
+    )
+    parameters = draw(jax.random.key(0))
     for name, inputs, outputs in [('conv4', 90, 9 * 16), ('fc6', 6 * 12, 24)]:
         outputs = 16 if local and name == 'conv4' else outputs
         kernel = np.asarray(parameters[name]['kernel'])
