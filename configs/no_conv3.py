@@ -1,4 +1,4 @@
-"""The paper's network without conv3 (Paper 7); conv4 takes its place in seeing both towers.
+"""The paper's network without conv3 (Paper 7); the towers meet at fc6 first.
 
     python -m alexnet_jax.main --config=configs/no_conv3.py --data_dir=DIR
 
@@ -16,5 +16,4 @@ def get_config() -> ml_collections.ConfigDict:
     """Return the configuration."""
     config = alexnet.get_config()
     config.model.conv3.features = 0
-    config.model.conv4.sees_both_towers = True
     return config

@@ -112,7 +112,7 @@ def optim(config):
     ours = make_optimizer(**config.optim, batch_size=16, first_step=lambda epoch: round(10 * epoch))
     params = {name: {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)} for name in ('conv1', 'fc8')}
     plateau, rates = ours.init_plateau(), []
-    for error in (0.9, 0.895, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8):
+    for error in (0.9, 0.8, 0.7993, 0.7993, 0.7993, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8):
         plateau = ours.after_evaluation(plateau, error)
         rates.append(float(plateau.scale))
 

@@ -11,15 +11,13 @@ import optax
 from flax import linen as nn
 
 from alexnet_jax.benchmarks import timing
-from alexnet_jax.benchmarks.problem import Ours
+from alexnet_jax.benchmarks.problem import Ours, paper_norm, require_paper_layers
 from alexnet_jax.benchmarks.step import MatrixProduct
-from alexnet_jax.config import CONVOLUTIONS, UserError
+from alexnet_jax.config import CONVOLUTIONS
 from alexnet_jax.network.layers import TowerConvolution, dropout, local_response_norm
 from alexnet_jax.network.model import count_macs
 from alexnet_jax.network.pooling import max_pool
 
-# What follows a convolution; the layer itself does not know it.
-_AFTER = ('lrn', 'pool_window', 'pool_stride', 'pool_partial', 'local', 'order', 'map_norm')
 _ROUNDS = 5
 
 
@@ -68,22 +66,24 @@ def _layers(ours: Ours) -> dict[str, Callable[[], Any]]:
     """Return the layers by name, in order, each a call that runs it forward and backward."""
     experiment = ours.experiment
     model, batch = experiment.model, ours.batch
-    _require_the_paper_s_parts(model)
     params = jax.tree.map(jnp.copy, ours.state.params)  # a step gives its buffers away
     rows = jnp.arange(len(batch.labels), dtype=jnp.int32)
     key = jax.random.key(0)
-    augment = jax.jit(experiment.augment.training)
+    augment, step = jax.jit(experiment.augment.training), jnp.int32(0)
+    require_paper_layers(experiment.config)
     cases: dict[str, Callable[[], Any]] = {
-        'augment': lambda: augment(batch.images, ours.statistics, key, rows)
+        'augment': lambda: augment(batch.images, ours.statistics, key, rows, step)
     }
-    images = augment(batch.images, ours.statistics, key, rows)
+    images = augment(batch.images, ours.statistics, key, rows, step)
     _, seen = jax.jit(model.apply)({'params': params}, images, rows, key)
     x: Any = (images.astype(model.dtype),) * model.towers
     for name in CONVOLUTIONS:
         layer = dict(getattr(model, name))
         if not layer['features']:
             continue
-        after = {field: layer.pop(field) for field in _AFTER}
+        lrn, window, stride = (layer.pop(k) for k in ('lrn', 'pool_window', 'pool_stride'))
+        for variant in ('local', 'order', 'map_norm', 'pool_partial'):
+            layer.pop(variant)
         if layer.pop('sees_both_towers', False):
             x = (jnp.concatenate(x, axis=-1),) * model.towers
         kernels = TowerConvolution(
@@ -103,78 +103,53 @@ def _layers(ours: Ours) -> dict[str, Callable[[], Any]]:
 
         cases[name] = _both_ways(convolution, (params[name], x), of_input)
         x = _towers(model, seen[name])
-        if after['lrn']:
-            settings = {field: model.lrn[field] for field in ('k', 'n', 'alpha', 'beta')}
-            norm = functools.partial(local_response_norm, **settings, fast=model.fast)
+        if lrn:
+            norm = functools.partial(local_response_norm, **paper_norm(model.lrn), fast=model.fast)
             norm_name = name.replace('conv', 'lrn')
             cases[norm_name] = _both_ways(_each(norm), (x,))
             x = _towers(model, seen[norm_name])
-        if after['pool_window']:
+        if window:
             pool = functools.partial(
-                max_pool,
-                window=after['pool_window'],
-                stride=after['pool_stride'],
-                partial=after['pool_partial'],
-                fast=model.fast,
+                max_pool, window=window, stride=stride, partial=False, fast=model.fast
             )
             pool_name = name.replace('conv', 'pool')
             cases[pool_name] = _both_ways(_each(pool), (x,))
             x = _towers(model, seen[pool_name])
     x = jnp.concatenate(x, axis=-1).reshape(len(rows), -1)
     for name in ('fc6', 'fc7', 'fc8'):
-        last = name == 'fc8'
-
-        def dense(params, x, last=last):
-            y = jnp.matmul(x, params['kernel'].astype(x.dtype), precision=model.precision)
-            y = y + params['bias'].astype(x.dtype)[None]
-            if last:
-                return optax.softmax_cross_entropy_with_integer_labels(
-                    y.astype(experiment.float_dtype), batch.labels
-                )
-            return dropout(
-                nn.relu(y),
-                rate=model.dropout,
-                inverted=model.dropout_inverted,
-                key=key,
-                rows=rows,
-                units=y.shape[-1],
-                first=jnp.int32(0),
-            )
-
+        dense = functools.partial(_dense, ours, name == 'fc8', key, rows)
         cases[name] = _both_ways(dense, (params[name], x))
         x = seen[name]
     return {**cases, 'update': _update(ours)}
 
 
-def _require_the_paper_s_parts(model: Any) -> None:
-    """Raise UserError for a network of other parts than Fig. 2 has, in another order."""
-    layers = {name: getattr(model, name) for name in CONVOLUTIONS}
-    other = [f'model.{n}.local' for n, layer in layers.items() if layer['local']]
-    other += [f'model.{n}.map_norm' for n, layer in layers.items() if layer['map_norm']]
-    other += [
-        f'model.{n}.order'
-        for n, layer in layers.items()
-        if tuple(layer['order']) != ('activation', 'lrn', 'pool')
-    ]
-    other += [f'model.lrn.{f}' for f in ('divide_alpha', 'across_towers') if model.lrn[f]]
-    other += ['model.activation'] if model.activation != 'relu' else []
-    other += ['model.dropout_inputs'] if model.dropout_inputs else []
-    for fc in ('fc6', 'fc7'):
-        layer = getattr(model, fc)
-        if not (layer['features'] and layer['sees_both_towers']):
-            other.append(f'model.{fc}')
-    if other:
-        raise UserError(
-            f"benchmark layers knows the paper's layers only, not config.{other[0]}; "
-            'time the whole network with benchmark step'
+def _dense(
+    ours: Ours, last: bool, key: jax.Array, rows: jax.Array, params: Any, x: jax.Array
+) -> jax.Array:
+    """A fully connected layer with what follows it: ReLU and dropout, or the losses."""
+    model, float_dtype = ours.experiment.model, ours.experiment.float_dtype
+    y = jnp.matmul(x, params['kernel'].astype(x.dtype), precision=model.precision)
+    y = y + params['bias'].astype(x.dtype)[None]
+    if last:
+        return optax.softmax_cross_entropy_with_integer_labels(
+            y.astype(float_dtype), ours.batch.labels
         )
+    return dropout(
+        nn.relu(y),
+        rate=model.dropout,
+        inverted=False,
+        key=key,
+        rows=rows,
+        units=y.shape[-1],
+        first=jnp.int32(0),
+    )
 
 
 def _towers(model: Any, x: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(jnp.split(x, model.towers, axis=-1))
 
 
-def _each(function: Callable[..., jax.Array]) -> Callable[[Any], Any]:
+def _each(function: Callable[[jax.Array], jax.Array]) -> Callable[[Any], Any]:
     return lambda towers: tuple(map(function, towers))
 
 

@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax.benchmarks import plain_step
-from alexnet_jax.config import CONVOLUTIONS, UserError
+from alexnet_jax.config import CONVOLUTIONS, UserError, flatten
 from alexnet_jax.data.pipeline import Batch
 from alexnet_jax.data.stats import Statistics
 from alexnet_jax.training import experiment as experiment_lib
@@ -31,6 +32,33 @@ def make_batch(config: ml_collections.ConfigDict) -> Batch:
     images = random.integers(0, 256, (size, *config.data.image_shape), dtype=np.uint8)
     labels = random.integers(0, config.model.num_classes, size, dtype=np.int32)
     return Batch(images, labels, np.ones(size, bool))
+
+
+# What the programs that are compared with, and the layers timed one by one, know.
+_PAPER = {
+    **{f'{c}.{field}': False for c in CONVOLUTIONS for field in ('local', 'map_norm')},
+    **{f'{c}.pool_partial': False for c in CONVOLUTIONS},
+    **{f'{c}.order': ('activation', 'lrn', 'pool') for c in CONVOLUTIONS},
+    **{'fc6.sees_both_towers': True, 'fc7.sees_both_towers': True},
+    **{'lrn.divide_alpha': False, 'lrn.across_towers': False, 'activation': 'relu'},
+    **{'dropout_inverted': False, 'dropout_inputs': False},
+}
+
+
+def require_paper_layers(config: ml_collections.ConfigDict) -> None:
+    """Raise UserError for a network whose layers are other than the paper's in kind or order."""
+    model = flatten(config.model)
+    for name, value in _PAPER.items():
+        if model[name] != value:
+            raise UserError(
+                f'config.model.{name} = {model[name]!r} is known to the training step alone; '
+                f'compare and time layers with {value!r}'
+            )
+
+
+def paper_norm(lrn: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constants of the paper's response normalisation."""
+    return {name: lrn[name] for name in ('k', 'n', 'alpha', 'beta')}
 
 
 def without_chance(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -85,6 +113,10 @@ class Plain:
     """The step of `plain_step.py`, on ready crops."""
 
     def __init__(self, config: ml_collections.ConfigDict, params: Any):
+        require_paper_layers(config)
+        config = copy.deepcopy(config)
+        with config.unlocked():
+            config.model.lrn = paper_norm(config.model.lrn)
         init, self.step = plain_step.make_step(config)
         self.params = jax.tree.map(jnp.asarray, params)
         self.opt_state = init(self.params)
@@ -111,6 +143,7 @@ class Torch:
             raise UserError('--against=torch needs PyTorch: pip install -e ".[compare]"')
         if config.model.dtype == 'float64':
             raise UserError('--against=torch compares float32 and bfloat16; set config.model.dtype')
+        require_paper_layers(config)
         self.dropout = config.model.dropout
         towers = config.model.towers
         convolutions = {
@@ -139,7 +172,7 @@ class Torch:
                 'learning_rate': config.optim.learning_rate,
                 'momentum': config.optim.momentum,
                 'weight_decay': config.optim.weight_decay,
-                'lrn': config.model.lrn.to_dict(),
+                'lrn': paper_norm(config.model.lrn),
                 'convolutions': convolutions,
             }
             self.process = subprocess.Popen(
