@@ -163,7 +163,6 @@ class Experiment:
             step,
             in_specs=(self.specs.params, BATCH_SPECS, mesh_lib.REPLICATED),
             out_specs=mesh_lib.LABELS,
-            backend=self.config.parallel.backend,
         )
 
     def eval_batches(self, split: Split) -> Generator[Batch, None, None]:
