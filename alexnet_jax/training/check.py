@@ -112,8 +112,8 @@ def _suspicions(trace: Trace, config: ml_collections.ConfigDict) -> Iterator[str
     if not low < before.pixel_std < high:
         yield (
             f'the pixels that the network sees have a standard deviation of {before.pixel_std:.3g},'
-            f' where init_std is made for some 60 on the 0-255 scale; do not divide them, or raise '
-            f'config.model.conv1.init_std'
+            f' where init_std is made for some 60 on the 0-255 scale; do not divide them '
+            f'(config.augment.pixel_divisor), or raise config.model.conv1.init_std'
         )
     for name, layer in before.layers.items():
         if layer.dead > _DEAD:

@@ -1,6 +1,5 @@
 """`--mode=check`: a sound configuration leaves chance; of an unsound one the cause is named."""
 
-import dataclasses
 import math
 import re
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 
 from alexnet_jax.config import UserError
-from alexnet_jax.data.augment import Augment
 from alexnet_jax.training import check
 from alexnet_jax.training.experiment import build
 from configs import digits
@@ -82,20 +80,12 @@ def test_what_keeps_it_at_chance_is_named(data_dir, fields, words, capsys):
     assert 'pixels: standard deviation 70.6' in capsys.readouterr().out
 
 
-class _Divided(Augment):
-    """Pixels on the 0-1 scale, as many ports have them."""
-
-    def _crop(self, *arguments):
-        return super()._crop(*arguments) / 255
-
-
 @pytest.mark.slow
 def test_pixels_divided_by_255_are_named(data_dir):
     """With weights of N(0, 0.01) such pixels are the known cause of a loss that stays."""
     config = _small_weights(_config(data_dir))
-    experiment = build(config)
-    experiment = dataclasses.replace(experiment, augment=_Divided(**config.augment))
-    trace = check.run(experiment, 12)
+    config.augment.pixel_divisor = 255.0
+    trace = check.run(build(config), 12)
     assert not check.leaves_chance(trace)
     assert trace.before.pixel_std == pytest.approx(70.6 / 255, rel=0.01)
     assert re.match(
