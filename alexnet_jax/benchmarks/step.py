@@ -143,7 +143,7 @@ class MatrixProduct:
             self.factors = [jax.device_put(factor, device) for device in self.devices]
             self.product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=config.model.precision))
             self.repeats = _repeats(self.run)
-            if self.repeats <= _TURN_S / 0.05 or self.size == 16384:
+            if self.repeats <= max(1, _TURN_S / 0.05) or self.size == 16384:
                 return
             self.size *= 2
 
