@@ -108,7 +108,7 @@ def assert_same(ours, torchs, tolerance):
 
 def draw_masks(key, rows, widths):
     """Return the masks that the layer function draws, from the layers' own keys."""
-    layer = functools.partial(dropout, rate=0.5, rows=rows, first=jnp.int32(0))
+    layer = functools.partial(dropout, rate=0.5, inverted=False, rows=rows, first=jnp.int32(0))
     return {
         name: layer(jnp.ones((len(rows), units)), key=jax.random.fold_in(key, number), units=units)
         for (name, units), number in zip(widths.items(), (6, 7), strict=True)
