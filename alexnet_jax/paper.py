@@ -207,7 +207,7 @@ EXPERIMENTS = (
     ),
     Experiment('no colour noise', {'augment.colour_std': 0.0}),
     # Where the towers meet then the paper does not say: at the next layer, configs/no_conv3.py.
-    Experiment('no conv3', {'model.conv3.features': 0, 'model.conv4.sees_both_towers': True}),
+    Experiment('no conv3', {'model.conv3.features': 0}),
     Experiment('no conv4', {'model.conv4.features': 0}),
     Experiment('dropout, its iterations', note='no rule says when a run has converged'),
     Experiment(

@@ -31,7 +31,7 @@ def command(data_dir, *arguments: str, **environment: str) -> subprocess.Complet
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        ([], 'say what to do, one of step, layers, input, '),
+        ([], 'say what to do, one of step, layers, '),
         (['prepare'], "--source='': name a folder or a tar"),
         (['prepare', '--source=configs'], 'configs holds no JPEG or PNG files'),
         (['flying'], "'flying' is none"),

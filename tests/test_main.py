@@ -219,4 +219,4 @@ def test_help_is_short_and_no_mistake(module):
     assert '  --config ' in done.stdout
     assert '  --data_dir ' in done.stdout
     assert 'verbosity' not in done.stdout  # one of absl's own flags
-    assert len(done.stdout.splitlines()) < 30
+    assert len(done.stdout.splitlines()) < 40
