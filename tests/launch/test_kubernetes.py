@@ -116,7 +116,7 @@ def test_every_value_arrives(jobset, kind):
     assert container['resources']['requests'] == {'cpu': '24', 'memory': '96Gi'}
     assert container['resources']['limits'] == {'memory': '96Gi', device: '4'}
     assert claims == ['runs', 'imagenet']
-    assert container['args'] == [*ARGUMENTS, '--workdir=/work/run1', '--data_dir=/data']
+    assert container['args'] == [*ARGUMENTS, '--workdir=/runs/run1', '--data_dir=/data']
     if kind == 'tpu':
         assert manifest['spec']['replicatedJobs'][0]['replicas'] == 2
         assert pod['nodeSelector'] == {
