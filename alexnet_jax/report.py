@@ -1,4 +1,8 @@
-"""What was reproduced: `python -m alexnet_jax.report reproduction [--runs DIR] [--json]`."""
+"""Reports on finished runs.
+
+python -m alexnet_jax.report reproduction [--runs DIR] [--output FILE.md] [--json]
+python -m alexnet_jax.report compare --runs DIR --baseline RUN [--output FILE.md] [--json]
+"""
 
 import json
 import sys
@@ -7,23 +11,43 @@ from typing import Any
 
 from etils import epath
 
+from alexnet_jax import comparison
+from alexnet_jax import reproduction as reproduction_lib
 from alexnet_jax.arguments import Parser
 from alexnet_jax.config import UserError
-from alexnet_jax.reproduction import reproduction
+from alexnet_jax.reproduction import METRICS
+
+_RUNS = 'a folder of workdirs'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, or 2 for what the user can mend."""
     parser = Parser(prog='python -m alexnet_jax.report', description='Report on finished runs.')
     commands = parser.add_subparsers(metavar='REPORT', required=True)
-    command = commands.add_parser('reproduction', help="the paper's figures and those of runs")
-    command.add_argument('--runs', default='results', metavar='DIR', help='a folder of workdirs')
-    command.add_argument('--output', default='', metavar='FILE.md', help='write the tables there')
-    command.add_argument('--json', action='store_true', help='print the report as the last line')
+    reproduction = commands.add_parser('reproduction', help="the paper's figures and those of runs")
+    reproduction.add_argument('--runs', default='results', metavar='DIR', help=_RUNS)
+    compare = commands.add_parser(
+        'compare', help='runs that differ in some fields, beside a baseline of the same seeds'
+    )
+    compare.add_argument('--runs', required=True, metavar='DIR', help=_RUNS)
+    compare.add_argument('--baseline', required=True, metavar='RUN', help='one of those workdirs')
+    compare.add_argument('--metric', default='eval/top1_error', choices=METRICS)
+    for command in (reproduction, compare):
+        command.add_argument(
+            '--output', default='', metavar='FILE.md', help='write the tables there'
+        )
+        command.add_argument(
+            '--json', action='store_true', help='print the report as the last line'
+        )
     arguments = parser.parse_args(argv)
+    runs = epath.Path(arguments.runs)
     try:
-        report = reproduction(epath.Path(arguments.runs))
-        text = markdown(report)
+        if 'baseline' in arguments:
+            report = comparison.compare(runs, arguments.baseline, arguments.metric)
+            text = comparison_markdown(report, arguments.metric)
+        else:
+            report = reproduction_lib.reproduction(runs)
+            text = markdown(report)
         if arguments.output:
             _write(epath.Path(arguments.output), text)
     except UserError as error:
@@ -64,7 +88,7 @@ def markdown(report: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         lines += [
             _table_row(
                 row['data'],
-                row['metric'].removeprefix('eval/').replace('_', ' '),
+                _words(row['metric']),
                 _ours(row),
                 row['seeds'],
                 f'{row["epochs"]:g}',
@@ -72,10 +96,39 @@ def markdown(report: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             )
             for row in report['others']
         ]
-    if report['left_out']:
-        lines += ['', '## Left out', '']
-        lines += [f'- {row["run"]}: {row["reason"]}' for row in report['left_out']]
-    return '\n'.join(lines) + '\n'
+    return '\n'.join([*lines, *_left_out(report)]) + '\n'
+
+
+def comparison_markdown(report: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -> str:
+    """Return the comparison as Markdown, the baseline first."""
+    lines = [
+        f'| changed | {_words(metric)}, % (least to largest) | seeds | '
+        'to the baseline, same seeds | told apart |',
+        '|---|---|---|---|---|',
+    ]
+    for row in report['rows']:
+        changes = ', '.join(f'`{name} = {value!r}`' for name, value in row['changes'].items())
+        ours = _ours({**row, 'ours': row['mean']})
+        if changes:
+            difference = '-' if row['difference'] is None else f'{row["difference"]:+.2f}'
+            told_apart = 'yes' if row['told_apart'] else 'no'
+        else:
+            changes, difference, told_apart = 'nothing: the baseline', '', ''
+        lines.append(_table_row(changes, ours, row['seeds'], difference, told_apart))
+    lines += [
+        '',
+        'Told apart: three seeds or more of both, and the two ranges have nothing in common.',
+    ]
+    return '\n'.join([*lines, *_left_out(report)]) + '\n'
+
+
+def _left_out(report: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    rows = [f'- {row["run"]}: {row["reason"]}' for row in report['left_out']]
+    return ['', '## Left out', '', *rows] if rows else []
+
+
+def _words(metric: str) -> str:
+    return metric.removeprefix('eval/').replace('_', ' ')
 
 
 def _table_row(*cells: Any) -> str:

@@ -22,7 +22,10 @@ FREE = (
     *('training.compilation_cache_dir', 'model.precision', 'model.forms'),
     *('optim.schedule', 'optim.drop_', 'optim.plateau_', 'optim.events'),
 )
-_METRICS = tuple(f'eval/top{k}_error{views}' for views in ('', '_10_views') for k in (1, 5))
+# What changes neither what a run computes nor the data it is judged on: seed and places.
+_PLACES = ('seed', 'parallel.', 'checkpoint.', 'log.', 'data.dir', 'data.read', 'data.prefetch')
+_FILES = ('config.json', 'environment.json', 'metrics.jsonl')
+METRICS = tuple(f'eval/top{k}_error{views}' for views in ('', '_10_views') for k in (1, 5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +48,7 @@ def reproduction(directory: epath.Path) -> dict[str, list[dict[str, Any]]]:
     seeds; `left_out`, the folders that hold no finished run, with the reason. Raises UserError
     when there is no such folder.
     """
-    if not directory.is_dir():
-        raise UserError(f'{directory} is no folder; name that of the workdirs with --runs=DIR')
-    runs, left_out = [], []
-    for path in sorted(directory.iterdir()):
-        if path.is_dir():
-            try:
-                runs.append(read_run(path))
-            except ValueError as error:
-                left_out.append({'run': path.name, 'reason': str(error)})
+    runs, left_out = read_runs(directory)
     found = {
         experiment.name: [run for run in runs if is_of(experiment, run)]
         for experiment in paper.EXPERIMENTS
@@ -65,6 +60,24 @@ def reproduction(directory: epath.Path) -> dict[str, list[dict[str, Any]]]:
         'others': _others([run for run in runs if run.name not in used]),
         'left_out': left_out,
     }
+
+
+def read_runs(directory: epath.Path) -> tuple[list[Run], list[dict[str, str]]]:
+    """Return the finished runs in a folder, and `run` and `reason` of what is left out.
+
+    A folder that has none of a run's files is none, and not listed. Raises UserError when there is
+    no such folder.
+    """
+    if not directory.is_dir():
+        raise UserError(f'{directory} is no folder; name that of the workdirs with --runs=DIR')
+    runs, left_out = [], []
+    for path in sorted(directory.iterdir()):
+        if any((path / name).exists() for name in _FILES):
+            try:
+                runs.append(read_run(path))
+            except ValueError as error:
+                left_out.append({'run': path.name, 'reason': str(error)})
+    return runs, left_out
 
 
 def read_run(path: epath.Path) -> Run:
@@ -79,7 +92,7 @@ def read_run(path: epath.Path) -> Run:
         if not evaluations or evaluations[-1]['step'] < last_step:
             raise ValueError(f'it has no evaluation at its last step, {last_step}')
         last = evaluations[-1]
-        metrics = {name: last[name] for name in (*_METRICS, 'eval/loss') if name in last}
+        metrics = {name: last[name] for name in (*METRICS, 'eval/loss') if name in last}
         if not all(_is_metric(name, value) for name, value in metrics.items()):
             raise ValueError(f'its last evaluation is damaged: {last}')
         members: tuple[Run, ...] = ()
@@ -206,10 +219,10 @@ def is_of(experiment: paper.Experiment, run: Run) -> bool:
 def _row(
     claim: paper.Claim, found: Mapping[str, list[Run]], notes: Mapping[str, str]
 ) -> dict[str, Any]:
-    ours = _summary(found[claim.experiment], claim.metric)
+    ours = summarise(found[claim.experiment], claim.metric)
     words = claim.metric.removeprefix('eval/').replace('_', ' ')
     if claim.less:
-        base = _summary(found[claim.less], claim.metric)
+        base = summarise(found[claim.less], claim.metric)
         words += f', above that of {claim.less}'
         ours = ours and base and _subtract(ours, base)
     return {
@@ -227,7 +240,7 @@ def _row(
     }
 
 
-def _summary(runs: Sequence[Run], metric: str) -> dict[str, Any] | None:
+def summarise(runs: Sequence[Run], metric: str) -> dict[str, Any] | None:
     """Return mean, least and largest over the seeds, errors in percent; each seed counts once."""
     scale = 1 if metric == 'eval/loss' else 100
     seeds = collections.defaultdict(list)
@@ -259,11 +272,10 @@ def _subtract(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 
 def _others(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Group the runs that differ in nothing but their seed and where they ran."""
-    places = ('seed', 'parallel.', 'checkpoint.', 'log.', 'data.dir', 'data.read', 'data.prefetch')
     groups = collections.defaultdict(list)
     for run in runs:
-        kept = {k: v for k, v in run.fields.items() if not k.startswith(places)}
-        groups[json.dumps([kept, [m.fields for m in run.members]], sort_keys=True)].append(run)
+        key = [without_places(run), [m.fields for m in run.members]]
+        groups[json.dumps(key, sort_keys=True)].append(run)
     return [
         {
             'data': _data(same[0]),
@@ -272,9 +284,14 @@ def _others(runs: Sequence[Run]) -> list[dict[str, Any]]:
             'epochs': same[0].epoch,
         }
         for same in groups.values()
-        for metric in _METRICS
-        if (summary := _summary(same, metric))
+        for metric in METRICS
+        if (summary := summarise(same, metric))
     ]
+
+
+def without_places(run: Run) -> dict[str, Any]:
+    """Return the fields of a run less its seed and where it ran."""
+    return {name: v for name, v in run.fields.items() if not name.startswith(_PLACES)}
 
 
 def _data(run: Run) -> str:

@@ -28,7 +28,7 @@ FLOORS = (
     {'training.loop', 'training.experiment', 'training.evaluate'}
     | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'}
     | {'training.provenance', 'training.pretrained', 'training.ensemble', 'training.check'},
-    {'command_line', 'reproduction'}
+    {'command_line', 'reproduction', 'comparison'}
     | {'benchmarks.timing', 'benchmarks.input', 'benchmarks.prepare', 'benchmarks.prediction'}
     | {'benchmarks.communication', 'benchmarks.end_to_end', 'benchmarks.startup'}
     | {'benchmarks.step', 'benchmarks.layers', 'benchmarks.problem'}
@@ -36,6 +36,7 @@ FLOORS = (
     {'main', 'prepare', 'figures', 'benchmark', 'report'},
 )
 ARROWS = {
+    'comparison': {'reproduction'},
     'config': {'fields'},
     'parallel.mesh': {'parallel.collectives'},
     'network.model': {'network.layers', 'network.pooling', 'network.local'},

@@ -8,8 +8,9 @@ import ml_collections
 import pytest
 from etils import epath
 
+from alexnet_jax import comparison, paper, report, reproduction
 from alexnet_jax import config as config_lib
-from alexnet_jax import paper, report, reproduction
+from alexnet_jax.config import UserError
 from configs import alexnet, digits
 
 TOP1 = '1 CNN, ILSVRC-2012 validation: top1 error 10 views'
@@ -402,3 +403,73 @@ def test_config_dicts_survive_json():
     back = config_lib.flatten(json.loads(config_lib.to_json(config)))
     assert back == config_lib.flatten(config)
     assert isinstance(config, ml_collections.ConfigDict)
+
+
+def _ablations(root):
+    """Three seeds of a baseline and of a change; two of another; one that is not finished."""
+    for seed, error in enumerate((0.50, 0.52, 0.51)):
+        _write(root, f'baseline_{seed}', {'seed': seed}, **{'eval/top1_error': error})
+        fields = {'seed': seed, 'model.conv1.lrn': False, 'parallel.model': 2}
+        _write(root, f'no_lrn_{seed}', fields, **{'eval/top1_error': error + 0.03})
+        fields = {'seed': seed, 'model.dropout': 0.0}
+        _write(root, f'no_dropout_{seed}', fields, **{'eval/top1_error': 0.52 - 0.1 * (seed == 0)})
+    for seed in (7, 8):
+        fields = {'seed': seed, 'model.activation': 'tanh'}
+        _write(root, f'tanh_{seed}', fields, **{'eval/top1_error': 0.9})
+    (_write(root, 'cut', {'seed': 9}) / 'metrics.jsonl').write_text('{"step": 1')
+    (root / 'notes').mkdir()
+
+
+def test_runs_are_compared_with_a_baseline_of_the_same_seeds(tmp_path):
+    _ablations(tmp_path)
+    found = comparison.compare(epath.Path(tmp_path), 'baseline_1', 'eval/top1_error')
+    assert [row['changes'] for row in found['rows']] == [
+        {},
+        {'model.dropout': 0.0},
+        {'model.conv1.lrn': False},  # where it ran is no change
+        {'model.activation': 'tanh'},
+    ]
+    base, no_dropout, no_lrn, tanh = found['rows']
+    assert (base['mean'], base['min'], base['max'], base['seeds']) == (51.0, 50.0, 52.0, 3)
+    assert [row['seeds'] for row in found['rows']] == [3, 3, 3, 2]
+    assert no_lrn['difference'] == pytest.approx(3.0)
+    assert no_lrn['told_apart']  # 53 to 55 beside 50 to 52
+    assert no_dropout['difference'] == pytest.approx((-8 + 0 + 1) / 3)
+    assert not no_dropout['told_apart']  # 42 to 52
+    assert tanh['difference'] is None  # no seed of both
+    assert not tanh['told_apart']  # two seeds
+    assert [row['run'] for row in found['left_out']] == ['cut']
+
+
+def test_the_comparison_in_words(tmp_path, capsys):
+    _ablations(tmp_path)
+    assert report.main(['compare', '--runs', str(tmp_path), '--baseline', 'baseline_0']) == 0
+    out = capsys.readouterr().out
+    assert '| nothing: the baseline | 51.00 (50.00 to 52.00) | 3 |  |  |' in out
+    assert '| `model.conv1.lrn = False` | 54.00 (53.00 to 55.00) | 3 | +3.00 | yes |' in out
+    assert "| `model.activation = 'tanh'` | 90.00 (90.00 to 90.00) | 2 | - | no |" in out
+
+
+@pytest.mark.parametrize(
+    ('baseline', 'metric', 'words'),
+    [
+        (
+            'none',
+            'eval/top1_error',
+            "has no finished run 'none'; name one of these with --baseline: ",
+        ),
+        ('cut', 'eval/top1_error', "no finished run 'cut'"),
+        (
+            'a',
+            'eval/top1_error_10_views',
+            'b has no eval/top1_error_10_views; name another --metric',
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(tmp_path, baseline, metric, words):
+    _write(tmp_path, 'a')
+    text = (_write(tmp_path, 'b', {'model.dropout': 0.0}) / 'metrics.jsonl').read_text()
+    (tmp_path / 'b' / 'metrics.jsonl').write_text(text.replace('_10_views', '_9_views'))
+    with pytest.raises(UserError, match=words) as error:
+        comparison.compare(epath.Path(tmp_path), baseline, metric)
+    assert '\n' not in str(error.value)

@@ -20,9 +20,18 @@ ROOT = Path(__file__).resolve().parents[2]
 MISSING = [p for p in slurm_lib.PROGRAMS if not shutil.which(p, path=slurm_lib.PATH)]
 pytestmark = [
     pytest.mark.slurm,
+    pytest.mark.xdist_group('slurm'),  # one Slurm at a time
+    pytest.mark.timeout(600),
     pytest.mark.skipif(bool(MISSING), reason=f'apt-get install slurm-wlm munge: no {MISSING}'),
 ]
 STEPS = 60
+SHORT = (
+    '--config=configs/tiny.py',
+    f'--config.training.total_steps={STEPS}',
+    '--config.training.eval_every_epochs=0',
+    '--config.checkpoint.save_every_steps=5',
+    '--config.evaluation.final_views=1',
+)
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +52,7 @@ def data_dir(tmp_path_factory):
 def submit(slurm, tmp_path, data_dir):
     """Submit one of the files for two tasks, each a process with one CPU device; return the job."""
 
-    def run(file: str, *first: str, last: str, options: tuple[str, ...] = ()) -> str:
+    def run(file: str, *first: str, last: str, options: tuple[str, ...] = (), config=SHORT) -> str:
         return slurm(
             'sbatch',
             '--parsable',
@@ -52,12 +61,8 @@ def submit(slurm, tmp_path, data_dir):
             *options,
             f'launch/slurm/{file}',
             *first,
-            '--config=configs/tiny.py',
+            *config,
             f'--data_dir={data_dir}',
-            f'--config.training.total_steps={STEPS}',
-            '--config.training.eval_every_epochs=0',
-            '--config.checkpoint.save_every_steps=5',
-            '--config.evaluation.final_views=1',
             '--config.log.tensorboard=false',
             '--config.parallel.cpu_devices=1',  # of each process: a tower on each
             '--config.parallel.heartbeat_timeout_s=10',
@@ -75,7 +80,7 @@ def rows(workdir: Path) -> list[dict]:
 
 
 def wait_for_step(step: int, workdir: Path, slurm, job: str) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 200
     while not any(row['kind'] == 'train' and row['step'] >= step for row in rows(workdir)):
         assert slurm.field(job, 'JobState') in slurm_lib.ACTIVE, slurm.log()
         assert time.monotonic() < end, 'the run does not get on'
@@ -86,20 +91,25 @@ def events(workdir: Path, name: str) -> list[dict]:
     return [row for row in rows(workdir) if row.get('event') == name]
 
 
-def require_every_step_once(workdir: Path) -> None:
-    steps = [row['step'] for row in rows(workdir) if row['kind'] == 'train']
-    assert steps == list(range(1, STEPS + 1))
+def logged_steps(workdir: Path) -> list[int]:
+    return [row['step'] for row in rows(workdir) if row['kind'] == 'train']
 
 
-def test_sigterm_saves_and_the_requeued_job_goes_on(slurm, submit, tmp_path):
-    job = submit('train.sbatch', last=f'--workdir={tmp_path}/run')
-    wait_for_step(7, tmp_path / 'run', slurm, job)
+def test_the_digits_are_saved_on_sigterm_and_the_requeued_job_goes_on(slurm, submit, tmp_path):
+    """Everything as `configs/digits.py` has it, a tower on each task."""
+    config = ('--config=configs/digits.py',)
+    job = submit('train.sbatch', last=f'--workdir={tmp_path}/run', config=config)
+    wait_for_step(250, tmp_path / 'run', slurm, job)
     slurm('scancel', '--signal=TERM', job)  # as --signal does some time before the limit
-    slurm.wait(job, 'COMPLETED', timeout_s=180)
+    slurm.wait(job, 'COMPLETED', timeout_s=280)
     assert slurm.field(job, 'Restarts') == '1'
     [stopped], [resumed] = (events(tmp_path / 'run', e) for e in ('stopped', 'resumed'))
-    assert 7 <= stopped['step'] == resumed['step'] < STEPS
-    require_every_step_once(tmp_path / 'run')
+    steps = logged_steps(tmp_path / 'run')
+    assert steps == sorted(set(steps))
+    assert 250 <= stopped['step'] == resumed['step'] < steps[-1]
+    last = [row for row in rows(tmp_path / 'run') if row['kind'] == 'eval'][-1]
+    assert last['epoch'] == pytest.approx(40, abs=0.02)
+    assert last['eval/top1_error'] < 0.03
     output = (tmp_path / f'{job}.out').read_text()
     assert output.count('exit code 143: requeue 1 of at most 3') == 1
 
@@ -114,7 +124,7 @@ def test_a_task_that_is_killed_takes_the_job_to_a_requeue(slurm, submit, tmp_pat
     slurm.wait(job, 'COMPLETED', timeout_s=180)
     assert slurm.field(job, 'Restarts') == '1'
     assert events(tmp_path / 'run', 'resumed')[0]['step'] >= 5  # the last that was sealed
-    require_every_step_once(tmp_path / 'run')
+    assert logged_steps(tmp_path / 'run') == list(range(1, STEPS + 1))
     output = (tmp_path / f'{job}.out').read_text()
     assert output.count('exit code 137: requeue 1 of at most 3') == 1
 
