@@ -456,7 +456,7 @@ def test_the_comparison_in_words(tmp_path, capsys):
         (
             'none',
             'eval/top1_error',
-            "has no finished run 'none'; name one of these with --baseline: ",
+            "has no finished run 'none'; --baseline names one of these: ",
         ),
         ('cut', 'eval/top1_error', "no finished run 'cut'"),
         (
