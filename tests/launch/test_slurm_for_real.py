@@ -1,7 +1,7 @@
 """The sbatch files on a real Slurm on this machine; not part of a plain `pytest`.
 
 apt-get install slurm-wlm munge      # Debian, Ubuntu; nothing needs to be configured or started
-python -m pytest -m slurm
+python -m pytest -n 0 -m slurm
 """
 
 import json
@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 MISSING = [p for p in slurm_lib.PROGRAMS if not shutil.which(p, path=slurm_lib.PATH)]
 pytestmark = [
     pytest.mark.slurm,
-    pytest.mark.xdist_group('slurm'),  # one Slurm at a time
     pytest.mark.timeout(600),
     pytest.mark.skipif(bool(MISSING), reason=f'apt-get install slurm-wlm munge: no {MISSING}'),
 ]
