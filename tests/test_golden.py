@@ -51,6 +51,7 @@ def test_the_table_has_the_published_counts():
     table = {name: row['parameters'] for name, row in json.loads(FILE.read_text()).items()}
     assert table['alexnet'] == table['krizhevsky_2012'] == paper.TOTAL_PARAMETERS
     assert table['cnn_star'] == paper.TOTAL_PARAMETERS_WITH_CONV6
+    assert table['one_tower'] == paper.TOTAL_PARAMETERS_ONE_TOWER
     assert table['one_gpu'] == 59_798_312
     assert table['torchvision'] == 61_100_840
     assert table['one_weird_trick'] == 61_838_248

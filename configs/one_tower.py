@@ -1,0 +1,19 @@
+"""The paper's layers as one tower: every kernel sees all maps of the layer before.
+
+    python -m alexnet_jax.main --config=configs/one_tower.py --data_dir=DIR
+
+Needs:    the data set `imagenet2012` that `python -m alexnet_jax.prepare imagenet` makes.
+Cost:     1.57 times the multiplications of configs/alexnet.py. Not run.
+Expected: the paper gives no number for it; the best of others' single towers, 38.07 %.
+"""
+
+import ml_collections
+
+from configs import alexnet
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the configuration."""
+    config = alexnet.get_config()
+    config.model.towers = 1
+    return config
