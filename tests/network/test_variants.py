@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from alexnet_jax.network.layers import dropout, within_map_norm
-from alexnet_jax.network.local import LocalConvolution
+from alexnet_jax.network.local import LocalConvolution, convolve_locally
 from alexnet_jax.network.model import AlexNet, init_parameters
 from alexnet_jax.network.pooling import max_pool
 from configs import caffenet, torchvision
@@ -190,6 +190,35 @@ def test_a_local_layer_has_a_kernel_at_each_place(x64, stride, padding):
             seen = padded[b, stride * r :, stride * c :][:3, :3].transpose(2, 0, 1).ravel()
             want = seen @ kernel[r, c, :, 2 * tower + f] + bias[r, c, 2 * tower + f]
             assert float(y[b, r, c, f]) == pytest.approx(want, rel=1e-12)
+
+
+@pytest.mark.parametrize(('stride', 'padding'), [(1, (1, 1)), (2, (0, 1))])
+def test_a_local_layer_and_its_gradients_are_those_of_lax(x64, stride, padding):
+    rng = np.random.default_rng(6)
+    rows, columns = ((side + sum(padding) - 3) // stride + 1 for side in (5, 6))
+    x = jnp.asarray(rng.standard_normal((2, 5, 6, 3)))
+    kernel = jnp.asarray(rng.standard_normal((rows, columns, 27, 4)))
+    weights = jnp.asarray(rng.standard_normal((2, rows, columns, 4)))
+
+    def ours(x, kernel):
+        return convolve_locally(
+            x, kernel, size=3, stride=stride, padding=padding, precision='highest'
+        )
+
+    def theirs(x, kernel):
+        return jax.lax.conv_general_dilated_local(
+            x,
+            kernel,
+            window_strides=(stride, stride),
+            padding=(padding, padding),
+            filter_shape=(3, 3),
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        )
+
+    (got, back), (want, their_back) = jax.vjp(ours, x, kernel), jax.vjp(theirs, x, kernel)
+    pairs = zip((got, *back(weights)), (want, *their_back(weights)), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * np.abs(b).max())
 
 
 @pytest.mark.parametrize('local', [False, True])
