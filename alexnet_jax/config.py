@@ -69,6 +69,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if not rule.accepts(flat[name]):
             raise UserError(f'config.{name} = {flat[name]!r} must be {rule.words}')
     _validate_together(config)
+    _validate_rates(config)
 
 
 def _validate_together(config: ml_collections.ConfigDict) -> None:
@@ -76,14 +77,14 @@ def _validate_together(config: ml_collections.ConfigDict) -> None:
     for name in CONVOLUTIONS:
         if model[name].features % model.towers:
             raise UserError(
-                f'config.model.{name}.features = {model[name].features} must divide by '
+                f'config.model.{name}.features = {model[name].features} must be a multiple of '
                 f'model.towers = {model.towers}'
             )
     for name in ('fc6', 'fc7'):
         if model[name].features % max(parallel.model, model.towers):
             raise UserError(
-                f'config.model.{name}.features = {model[name].features} must divide by '
-                f'parallel.model = {parallel.model} and by model.towers = {model.towers}'
+                f'config.model.{name}.features = {model[name].features} must be a multiple of '
+                f'parallel.model = {parallel.model} and of model.towers = {model.towers}'
             )
     if model.fc6.features == model.fc7.features == 0 and parallel.model > model.towers:
         raise UserError(
@@ -101,10 +102,47 @@ def _validate_together(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             'config.training.total_epochs and config.training.total_steps are both 0; set one'
         )
+    if config.evaluation.ensemble_search_split and config.evaluation.ensemble_weights == 'mean':
+        raise UserError(
+            'config.evaluation.ensemble_search_split is not used by ensemble_weights = '
+            "'mean'; set ensemble_weights='search' or take the split away"
+        )
     if config.log.profile_steps[0] > config.log.profile_steps[1]:
         raise UserError(
             f'config.log.profile_steps = {config.log.profile_steps} must be (first step, last step)'
         )
+
+
+def _validate_rates(config: ml_collections.ConfigDict) -> None:
+    """Raise UserError for drops that would never come and for rates of layers that are not there.
+
+    A run that forgets its drops trains on and looks well.
+    """
+    optim, every = config.optim, config.training.eval_every_epochs
+    if optim.schedule == 'steps' and not optim.drop_epochs:
+        raise UserError(
+            "config.optim.schedule = 'steps' without config.optim.drop_epochs never drops; set them, "
+            "or schedule='constant'"
+        )
+    if optim.schedule == 'plateau' and optim.drop_epochs:
+        raise UserError(
+            f"config.optim.drop_epochs = {optim.drop_epochs} is not used by schedule = 'plateau'; "
+            "set schedule='steps' or drop_epochs=()"
+        )
+    if optim.schedule == 'plateau' and optim.plateau_drops and not every:
+        raise UserError(
+            "config.optim.schedule = 'plateau' drops after evaluations, and "
+            'config.training.eval_every_epochs = 0 makes none; set that or another schedule'
+        )
+    named = [('events', layer) for _, layer, _ in optim.events]
+    named += [(f, name) for f in ('rate_factors', 'decay_factors') for name, _ in optim[f]]
+    for field, name in named:
+        layer = name.partition('.')[0]
+        if config.model.get(layer, {}).get('features') == 0:
+            raise UserError(
+                f'config.optim.{field} names {name}, and config.model.{layer}.features = 0 leaves '
+                f'that layer out; take it from {field}'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +156,7 @@ class Plan:
 
     def first_step(self, epoch: float | fractions.Fraction) -> int:
         """Return the first step of an epoch; batches run across the end of an epoch."""
-        return math.ceil(fractions.Fraction(epoch) * self.num_examples / self.batch_size)
+        return math.ceil(_as_written(epoch) * self.num_examples / self.batch_size)
 
     def epoch(self, step: int) -> float:
         """Return how many epochs have been seen after `step` steps."""
@@ -130,9 +168,14 @@ class Plan:
             return step > 0
         if self.eval_every_epochs == 0:
             return False
-        period = fractions.Fraction(self.eval_every_epochs)
+        period = _as_written(self.eval_every_epochs)
         count = math.floor(step * self.batch_size / (period * self.num_examples))
         return count > 0 and step == self.first_step(count * period)
+
+
+def _as_written(epoch: float | fractions.Fraction) -> fractions.Fraction:
+    """Return 1/10 for 0.1, which as a binary fraction is more and would begin a step later."""
+    return fractions.Fraction(str(epoch))
 
 
 def make_plan(

@@ -129,11 +129,29 @@ def _changed(**fields):
         ({'model__conv1__padding': (1,)}, 'two integers'),
         ({'model__lrn__n': 4}, 'an odd integer'),
         ({'log__tensorboard': 1}, 'true or false'),
-        ({'model__conv2__features': 63}, r'features = 63 must divide by model\.towers = 2'),
-        ({'model__fc6__features': 31}, r'fc6\.features = 31 must divide by'),
+        ({'model__conv2__features': 63}, r'features = 63 must be a multiple of model\.towers = 2'),
+        ({'model__fc6__features': 31}, r'fc6\.features = 31 must be a multiple of'),
         ({'model__conv1__features': 0}, 'leaves no first layer'),
         ({'augment__crop_px': 9}, r'larger than the images'),
         ({'training__total_epochs': 0.0}, 'are both 0; set one'),
+        ({'optim__drop_epochs': ()}, "schedule = 'steps' without config.optim.drop_epochs"),
+        ({'optim__schedule': 'plateau'}, r'drop_epochs = \(25\.0, 35\.0\) is not used by schedule'),
+        (
+            {
+                **{'optim__schedule': 'plateau', 'optim__drop_epochs': ()},
+                **{'training__eval_every_epochs': 0.0},
+            },
+            'eval_every_epochs = 0 makes none; set that or another schedule',
+        ),
+        (
+            {'optim__events': ((3.0, 'conv6', 0.1),)},
+            r'events names conv6, and config\.model',
+        ),
+        ({'optim__rate_factors': (('conv6.bias', 2.0),)}, r'rate_factors names conv6\.bias, and'),
+        (
+            {'evaluation__ensemble_search_split': 'train'},
+            'is not used by ensemble_weights =',
+        ),
         ({'log__profile_steps': (3, 2)}, 'must be \\(first step, last step\\)'),
     ],
 )
@@ -172,6 +190,15 @@ def test_durations_follow_the_definition(examples, batch, epochs, every):
         expected.add(step)
         count += 1
     assert {step for step in range(plan.total_steps + 1) if plan.eval_due(step)} == expected
+
+
+@pytest.mark.parametrize(('tenths', 'step'), [(1, 10), (3, 30), (7, 70), (11, 110), (23, 230)])
+def test_tenths_of_an_epoch_are_tenths(tenths, step):
+    """100 steps an epoch: the double nearest to 0.1 is above it, and ceil would make 11 of it."""
+    assert _plan(12_800, 128, tenths / 10, 0.0).total_steps == step
+    plan = _plan(12_800, 128, 3.0, tenths / 10)
+    due = [s for s in range(300) if plan.eval_due(s)]
+    assert due == list(range(step, 300, step))
 
 
 def test_total_steps_wins_over_epochs_and_no_period_means_the_end():

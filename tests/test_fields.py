@@ -64,7 +64,7 @@ def base(field):
     config.training.update(total_steps=0, total_epochs=1.5)
     config.optim.update(schedule='steps', drop_epochs=(1.0, 2.0))
     if '.plateau' in field:
-        config.optim.update(schedule='plateau', plateau_evaluations=2)
+        config.optim.update(schedule='plateau', drop_epochs=(), plateau_evaluations=2)
     return config
 
 

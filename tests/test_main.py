@@ -50,7 +50,7 @@ def command(monkeypatch, capsys, tmp_path):
         ([TINY, '--config.model=1'], r'config\.model is not a field'),
         ([TINY, '--config.model.towers=two'], r'--config\.model\.towers=two: invalid literal'),
         ([TINY, '--config.log.tensorboard=maybe'], r'--config\.log\.tensorboard=maybe'),
-        ([TINY, '--config.training.batch_size=15'], r'batch_size = 15 must divide by 2'),
+        ([TINY, '--config.training.batch_size=15'], r'batch_size = 15 must be a multiple of 2'),
         ([TINY, '--config.parallel.model=3'], r'parallel\.model = 3 must be one of 1, 2, 4, 8'),
         ([TINY, '--config.parallel.backend=xmap'], r'backend = .xmap. must be one of shard_map, p'),
         ([TINY, '--config.parallel.data=7'], r'needs 14 devices and there are 8'),

@@ -89,8 +89,8 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation_steps: int, field: str
     parts = mesh.size * accumulation_steps
     if batch_size % parts:
         raise UserError(
-            f'config.{field} = {batch_size} must divide by {parts} '
-            f'({mesh.size} devices x {accumulation_steps} accumulation steps)'
+            f'config.{field} = {batch_size} must be a multiple of {parts} ({mesh.size} devices x '
+            f'{accumulation_steps} accumulation steps); {-(-batch_size // parts) * parts} is one'
         )
 
 

@@ -19,6 +19,7 @@ ARGUMENTS = (
     '--config.parallel.cpu_devices=1',
     f'--config.training.total_steps={STEPS}',
     '--config.training.eval_every_epochs=0',
+    '--config.optim.schedule=constant',
     '--config.evaluation.final_views=1',
     '--config.checkpoint.save_every_steps=5',
     '--config.training.watchdog_s=60',

@@ -28,6 +28,7 @@ SHORT = (
     '--config=configs/tiny.py',
     f'--config.training.total_steps={STEPS}',
     '--config.training.eval_every_epochs=0',
+    '--config.optim.schedule=constant',
     '--config.checkpoint.save_every_steps=5',
     '--config.evaluation.final_views=1',
 )
@@ -100,7 +101,7 @@ def test_the_digits_are_saved_on_sigterm_and_the_requeued_job_goes_on(slurm, sub
     job = submit('train.sbatch', last=f'--workdir={tmp_path}/run', config=config)
     wait_for_step(250, tmp_path / 'run', slurm, job)
     slurm('scancel', '--signal=TERM', job)  # as --signal does some time before the limit
-    slurm.wait(job, 'COMPLETED', timeout_s=280)
+    slurm.wait(job, 'COMPLETED', timeout_s=500)
     assert slurm.field(job, 'Restarts') == '1'
     [stopped], [resumed] = (events(tmp_path / 'run', e) for e in ('stopped', 'resumed'))
     steps = logged_steps(tmp_path / 'run')
@@ -133,7 +134,7 @@ def test_what_is_the_users_to_mend_is_not_tried_again(slurm, submit, tmp_path):
     slurm.wait(job, 'FAILED', timeout_s=120)
     assert (slurm.field(job, 'ExitCode'), slurm.field(job, 'Restarts')) == ('2:0', '0')
     output = (tmp_path / f'{job}.out').read_text()
-    assert 'error: config.training.batch_size = 15 must divide by 2' in output
+    assert 'error: config.training.batch_size = 15 must be a multiple of 2' in output
     assert 'requeue' not in output
 
 

@@ -19,6 +19,7 @@ FLOAT64 = (
     '--config.model.dtype=float64',
     '--config.evaluation.final_views=1',
     '--config.training.eval_every_epochs=0',
+    '--config.optim.schedule=constant',
     '--config.checkpoint.save_every_steps=0',
 )
 

@@ -226,5 +226,5 @@ def test_shapes_of_meshes(towers, data, model, shape):
 def test_batch_must_divide():
     mesh = mesh_lib.make_mesh(**reference.parallel(data=2, model=2), towers=2)
     mesh_lib.check_batch(mesh, 16, 2, 'training.batch_size')
-    with pytest.raises(UserError, match=r'training\.batch_size = 12 must divide by 8'):
+    with pytest.raises(UserError, match=r'training\.batch_size = 12 must be a multiple of 8'):
         mesh_lib.check_batch(mesh, 12, 2, 'training.batch_size')
