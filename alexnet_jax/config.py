@@ -121,8 +121,8 @@ def _validate_rates(config: ml_collections.ConfigDict) -> None:
     optim, every = config.optim, config.training.eval_every_epochs
     if optim.schedule == 'steps' and not optim.drop_epochs:
         raise UserError(
-            "config.optim.schedule = 'steps' without config.optim.drop_epochs never drops; set them, "
-            "or schedule='constant'"
+            "config.optim.schedule = 'steps' without config.optim.drop_epochs never drops; set "
+            "those, or schedule='constant'"
         )
     if optim.schedule == 'plateau' and optim.drop_epochs:
         raise UserError(

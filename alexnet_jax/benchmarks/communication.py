@@ -132,23 +132,29 @@ def least(config: ml_collections.ConfigDict, data: int, model: int) -> Table:
             devices = math.prod(sizes[axis] for axis in axes)
             _add(table, Key(' x '.join(axes), layer, part, kind), count, size, devices)
 
-    def exchange(axes: tuple[str, ...], layer: str, values: int):
+    def exchange(axes: tuple[str, ...], layer: str, values: int, count: int = 1):
         """Gather so many values forward, scatter their gradients backward."""
-        need(axes, layer, 'forward', 'all_gather', parts, values * float_bytes)
-        need(axes, layer, 'backward', 'reduce_scatter', parts, values * float_bytes)
+        need(axes, layer, 'forward', 'all_gather', count * parts, values * float_bytes)
+        need(axes, layer, 'backward', 'reduce_scatter', count * parts, values * float_bytes)
 
     images = rows_of_shard * math.prod(config.data.image_shape)
     need(('tower',), 'images', '-', 'all_gather', 1, images)
     for layer in _layer_table(config):
         name, convolution = layer.name, layer.name.startswith('conv')
-        if name == 'fc6' or (convolution and layer.sees_both_towers):
+        both, own = layer.sees_both_towers, rows * layer.inputs // sizes['tower']
+        if layer.of_maps and both:
             exchange(('tower',), name, rows_of_shard * layer.inputs)
         if layer.normed:
             exchange(('tower',), name.replace('conv', 'lrn'), rows_of_shard * layer.normed)
-        if name == 'fc6':
-            exchange(('shard',), name, rows * layer.inputs)
-        if name == 'fc7':
-            exchange(MODEL_AXES, name, rows * layer.inputs)
+        if name in ('fc6', 'fc7'):
+            if layer.of_maps and both:
+                exchange(('shard',), name, rows * layer.inputs)
+            elif layer.of_maps:  # those of each tower here on their own
+                exchange(('shard',), name, own, config.model.towers // sizes['tower'])
+            elif both:
+                exchange(MODEL_AXES, name, rows * layer.inputs)
+            else:
+                exchange(('shard',), name, own)
         if name == 'fc8':
             need(MODEL_AXES, name, 'forward', 'psum', parts, rows * layer.features * wide)
         split = sizes['tower'] if convolution else model
@@ -175,6 +181,7 @@ class _Layer(NamedTuple):
     features: int
     biases: int
     normed: int  # values of one image that a normalisation across towers sees
+    of_maps: bool  # its inputs are maps, not units of a fully connected layer
 
 
 def _layer_table(config: ml_collections.ConfigDict) -> Iterator[_Layer]:
@@ -194,13 +201,18 @@ def _layer_table(config: ml_collections.ConfigDict) -> Iterator[_Layer]:
             if then == 'lrn' and fields.lrn and model.lrn.across_towers and model.towers > 1:
                 normed = side**2 * maps
             if then == 'pool' and fields.pool_window:
-                side = (side - fields.pool_window) // fields.pool_stride + 1
-        yield _Layer(name, inputs, both, weights * places, maps, maps * places, normed)
-    units = side**2 * maps
-    widths = {'fc6': model.fc6.features, 'fc7': model.fc7.features, 'fc8': model.num_classes}
-    for name, features in widths.items():
-        yield _Layer(name, units, True, units * features, features, features, 0)
-        units = features
+                beyond = fields.pool_stride - 1 if fields.pool_partial else 0
+                side = (side - fields.pool_window + beyond) // fields.pool_stride + 1
+        yield _Layer(name, inputs, both, weights * places, maps, maps * places, normed, True)
+    units, of_maps = side**2 * maps, True
+    for name in ('fc6', 'fc7'):
+        features, both = model[name].features, model[name].sees_both_towers
+        if features:
+            weights = (units if both else units // model.towers) * features
+            yield _Layer(name, units, both, weights, features, features, 0, of_maps)
+            units, of_maps = features, False
+    classes = model.num_classes  # of fc8, which each device has partial sums of: none is gathered
+    yield _Layer('fc8', units, False, units * classes, classes, classes, 0, False)
 
 
 def _equations(jaxpr: Any, stack: str, times: int) -> Iterator[tuple[Any, str, int]]:

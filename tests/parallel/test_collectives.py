@@ -1,5 +1,6 @@
 """Collectives stand only where the paper says, as few as the scheme needs, also once compiled."""
 
+import importlib
 import json
 import math
 import pathlib
@@ -185,6 +186,33 @@ def test_layers_of_the_2012_source_send_the_least_too(field):
     traced = communication.of_step(config, 2, 4)
     assert traced == communication.least(config, 2, 4)
     assert traced != communication.of_step(_config(2, tiny), 2, 4)
+
+
+@pytest.mark.parametrize(
+    ('name', 'data', 'model'),
+    [
+        ('no_overlap', 2, 4),  # pooling that keeps incomplete squares
+        ('separate_towers', 1, 2),
+        ('separate_towers', 1, 4),
+        ('no_conv3', 2, 2),
+        ('torchvision', 1, 4),
+        ('caffenet', 1, 2),  # the norm stands behind the pooling
+        ('cifar10_13pct', 2, 1),  # neither fc6 nor fc7
+    ],
+)
+def test_every_kind_of_configuration_sends_the_least(name, data, model):
+    config = importlib.import_module(f'configs.{name}').get_config()
+    traced = communication.of_step(config, data, model)
+    assert traced == communication.least(config, data, model)
+    weights = sum(sent.bytes for key, sent in traced.items() if key.axis == 'data')
+    assert (weights > 0) == (data > 1)
+
+
+@pytest.mark.parametrize(('fc6', 'fc7', 'model'), [(0, 0, 2), (0, 16, 4), (16, 0, 4)])
+def test_without_a_fully_connected_layer_too(fc6, fc7, model):
+    config = _config(2, tiny)
+    config.model.fc6.features, config.model.fc7.features = fc6, fc7
+    assert communication.of_step(config, 2, model) == communication.least(config, 2, model)
 
 
 def test_lars_adds_norms_of_what_is_split():
