@@ -76,7 +76,8 @@ class Dense(nn.Module):
     initializer: str
     init_std: float
     init_bias: float
-    dtype: jnp.dtype
+    dtype: jnp.dtype  # of what is multiplied
+    out_dtype: jnp.dtype  # of the sums
     param_dtype: jnp.dtype
     precision: str
     kernel_axes: tuple = (None, MODEL_AXES)
@@ -91,10 +92,11 @@ class Dense(nn.Module):
         kernel = parameter(self, 'kernel', (inputs[0].shape[-1], self.features), self.kernel_axes)
         bias = parameter(self, 'bias', (self.features,), self.bias_axes)
         kernels = jnp.split(kernel.astype(self.dtype), len(inputs), axis=-1)
-        products = [
-            jnp.matmul(x, k, precision=self.precision) for x, k in zip(inputs, kernels, strict=True)
-        ]
-        return jnp.concatenate(products, axis=-1), bias.astype(self.dtype)
+        multiply = functools.partial(
+            jnp.matmul, precision=self.precision, preferred_element_type=self.out_dtype
+        )
+        products = [multiply(x, k) for x, k in zip(inputs, kernels, strict=True)]
+        return jnp.concatenate(products, axis=-1), bias.astype(self.out_dtype)
 
 
 def parameter(

@@ -121,7 +121,8 @@ class AlexNet(nn.Module):
                 label = name if active_first else f'relu{number}'
                 towers = self._each(label, _ACTIVATIONS[self.activation], towers, seen)
             elif part == 'lrn':
-                towers = self._normalise(number, towers, seen, **after)
+                norms = {norm: after[norm] for norm in ('lrn', 'map_norm')}
+                towers = self._normalise(number, towers, seen, **norms)
             elif after['pool_window']:
                 pool = functools.partial(
                     max_pool,
@@ -134,7 +135,7 @@ class AlexNet(nn.Module):
         return towers
 
     def _normalise(
-        self, number: str, towers: Towers, seen: Activations, *, lrn: bool, map_norm: bool, **_: Any
+        self, number: str, towers: Towers, seen: Activations, *, lrn: bool, map_norm: bool
     ) -> Towers:
         """Normalise across maps (Paper 3.3), then within each map (2012 source), where asked to."""
         if lrn:
@@ -200,6 +201,7 @@ class AlexNet(nn.Module):
             features=here,
             initializer=self.initializer,
             dtype=jnp.dtype(self.dtype),
+            out_dtype=jnp.dtype(self.dtype),
             param_dtype=self._param_dtype,
             precision=self.precision,
             name=name,
@@ -235,15 +237,15 @@ class AlexNet(nn.Module):
             features=self.num_classes,
             initializer=self.initializer,
             dtype=jnp.dtype(self.dtype),
+            out_dtype=self._param_dtype,  # rounded sums of parts would be added otherwise
             param_dtype=self._param_dtype,
             precision=self.precision,
             kernel_axes=(('tower', 'shard'), None),
             bias_axes=(None,),
             name='fc8',
         )((x,))
-        wide = np.promote_types(jnp.dtype(self.dtype), np.float32)
         with jax.named_scope('fc8'):
-            logits = self.collectives.sum_over_model(partial.astype(wide)) + bias.astype(wide)[None]
+            logits = self.collectives.sum_over_model(partial) + bias[None]
         seen['fc8'] = logits
         return logits
 

@@ -21,7 +21,7 @@ from alexnet_jax.network.model import (
 )
 from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.training.step import loss_and_gradients
-from configs import alexnet
+from configs import alexnet, tiny
 from tests import reference
 
 CROP = (224, 224, 3)
@@ -131,6 +131,26 @@ def test_weights_and_logits_are_float32_whatever_the_arithmetic(dtype):
     seen = activations(model)
     assert seen.pop('fc8').dtype == jnp.float32
     assert {x.dtype.name for x in seen.values()} == {dtype}
+
+
+def test_logits_are_summed_in_float32():
+    """Of bfloat16 inputs and weights; their rounded sums would be some 0.2 % off."""
+    config = tiny.get_config()
+    config.model.update(dtype='bfloat16', dropout=0.0)
+    model = AlexNet(**config.model.to_dict())
+    params = init_parameters(model, (7, 7, 1), jax.random.key(0))
+    images = jnp.asarray(np.random.default_rng(0).normal(0, 60, (8, 7, 7, 1)), jnp.float32)
+
+    def loss(params):
+        logits, seen = model.apply({'params': params}, images, jnp.arange(8, dtype=jnp.int32))
+        return jnp.sum(logits**2), (logits, seen['fc7'])
+
+    (_, (logits, inputs)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    kernel, bias = params['fc8']['kernel'], params['fc8']['bias']
+    kernel = np.asarray(kernel.astype('bfloat16'), np.float64)
+    want = np.asarray(inputs, np.float64) @ kernel + np.asarray(bias, np.float64)
+    np.testing.assert_allclose(logits, want, atol=1e-5 * np.abs(want).max())
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(gradients)} == {'float32'}
 
 
 # Initial weights, Paper 5.
