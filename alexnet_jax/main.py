@@ -22,7 +22,9 @@ from alexnet_jax.training import check, describe, ensemble, experiment, loop
 
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Default: runs/ and the name of the config file.')
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'check'], 'What to do.')
-_CHECK_STEPS = flags.DEFINE_integer('check_steps', 100, 'Steps of --mode=check, at most.')
+_CHECK_STEPS = flags.DEFINE_integer(
+    'check_steps', 100, 'Steps of --mode=check, at most.', lower_bound=1
+)
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print what would run, compile one step, end.')
 _DISTRIBUTED = flags.DEFINE_enum(
     'distributed', 'off', processes.DETECTIONS, 'What started several processes; auto: JAX looks.'

@@ -50,6 +50,7 @@ def command(monkeypatch, capsys, tmp_path):
         ([TINY, '--config.model=1'], r'config\.model is not a field'),
         ([TINY, '--config.model.towers=two'], r'--config\.model\.towers=two: invalid literal'),
         ([TINY, '--config.log.tensorboard=maybe'], r'--config\.log\.tensorboard=maybe'),
+        ([TINY, '--mode=check', '--check_steps=0'], r'check_steps'),
         ([TINY, '--config.training.batch_size=15'], r'batch_size = 15 must be a multiple of 2'),
         ([TINY, '--config.parallel.model=3'], r'parallel\.model = 3 must be one of 1, 2, 4, 8'),
         ([TINY, '--config.parallel.backend=xmap'], r'backend = .xmap. must be one of shard_map, p'),

@@ -27,11 +27,15 @@ _DEAD = 0.9  # part of a layer's units
 _ALIKE = 1e-3  # how little the outputs of two images differ, relative to the outputs
 _UPDATE = (1e-5, 0.1)  # change of a layer's weights by one step, relative to the weights
 
+# Remedies where init_std has no say.
+_DIVIDE = 'divide the pixels (config.augment.pixel_divisor, 58 for photographs) or lower the rate'
+_OTHER_INITIALIZER = "set config.model.initializer='normal' and each layer's init_std"
+
 
 class Layer(NamedTuple):
     """What one layer makes of the images."""
 
-    scale: float  # root mean square of its outputs, the logits for fc8
+    scale: float  # root mean square of its outputs after the ReLU, the logits for fc8
     differ: float  # standard deviation between images, relative to that
     dead: float  # part of its units that are 0 for every image, everywhere; of fc8 none
     gradient: float  # root mean square of its kernel's gradient, relative to the kernel's
@@ -65,6 +69,11 @@ def check(config: ml_collections.ConfigDict, steps: int) -> None:
     if jax.process_count() > 1:
         raise UserError('--mode=check runs in one process; leave out --distributed')
     trace = run(build(config), steps)
+    if trace.blind_loss == 0:
+        raise UserError(
+            f'all {config.training.batch_size} images of the first batch have one label, which tells '
+            'nothing; raise config.training.batch_size'
+        )
     print('\n'.join(_table(trace)))
     loss = min(_mean(trace.losses), trace.after.loss)
     words = (
@@ -109,7 +118,8 @@ def suspect(trace: Trace, config: ml_collections.ConfigDict) -> str:
 def _suspicions(trace: Trace, config: ml_collections.ConfigDict) -> Iterator[str]:
     before, after, rate = trace.before, trace.after, config.optim.learning_rate
     low, high = _PIXEL_STD
-    if not low < before.pixel_std < high:
+    normal = config.model.initializer == 'normal'  # the others set the width by themselves
+    if normal and not low < before.pixel_std < high:
         yield (
             f'the pixels that the network sees have a standard deviation of {before.pixel_std:.3g},'
             f' where init_std is made for some 60 on the 0-255 scale; do not divide them '
@@ -119,20 +129,23 @@ def _suspicions(trace: Trace, config: ml_collections.ConfigDict) -> Iterator[str
         if layer.dead > _DEAD:
             yield (
                 f'{layer.dead:.0%} of the units of {name} are 0 for every image before the first '
-                f'step; raise config.model.{name}.init_bias, or change its init_std'
+                f'step; raise config.model.{name}.init_bias'
+                + (', or change its init_std' if normal else '')
             )
     chance = math.log(config.model.num_classes)
     if not before.loss < _MAX_LOSS * chance:
         scales = ', '.join(f'{name} {layer.scale:.3g}' for name, layer in before.layers.items())
+        remedy = 'lower init_std where the outputs grow' if normal else _DIVIDE
         yield (
             f'the loss is {before.loss:.3g} before the first step and {chance:.3g} at chance; '
-            f'lower init_std where the outputs grow ({scales})'
+            f'{remedy} ({scales})'
         )
     for name, layer in before.layers.items():
         if layer.differ < _ALIKE:
             yield (
                 f'the outputs of {name} differ by {layer.differ:.1g} of their size between images, '
-                f'so the images are lost there; raise config.model.{name}.init_std'
+                f'so the images are lost there; '
+                + (f'raise config.model.{name}.init_std' if normal else _OTHER_INITIALIZER)
             )
     largest = max(trace.updates, key=lambda name: trace.updates[name])
     size = trace.updates[largest]
@@ -205,7 +218,8 @@ def _look(experiment: Experiment, params: Any, batch: Batch) -> Look:
             rows = jnp.arange(len(labels), dtype=jnp.int32)
             logits, seen = model.apply({'params': params}, crops, rows)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return jnp.mean(losses), {name: seen[name] for name in params}
+            units = {name: seen.get(name.replace('conv', 'relu'), seen[name]) for name in params}
+            return jnp.mean(losses), units
 
         (loss, seen), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
         return loss, jnp.std(crops), seen, gradients

@@ -143,6 +143,34 @@ def test_nothing_odd_names_the_dropout_or_more_steps(data_dir):
     )
 
 
+def test_other_initialisers_have_remedies_of_their_own(data_dir):
+    """They make the width of the inputs' number: neither pixels of 1 nor init_std is the cause."""
+    config = _config(data_dir, model__initializer='pytorch', model__dropout=0.0)
+    look = _trace().before
+    assert check.suspect(_trace(before=look._replace(pixel_std=1.0)), config).startswith('no layer')
+    assert 'divide the pixels (config.augment.pixel_divisor' in check.suspect(
+        _trace(before=look._replace(loss=87.0)), config
+    )
+    lost = look._replace(layers={**look.layers, 'fc8': look.layers['fc8']._replace(differ=0.0)})
+    words = check.suspect(_trace(before=lost), config)
+    assert "set config.model.initializer='normal'" in words
+    assert 'raise' not in words
+
+
+@pytest.mark.slow
+def test_a_batch_of_one_class_is_refused(data_dir):
+    with pytest.raises(UserError, match='all 1 images of the first batch have one label'):
+        check.check(_config(data_dir, training__batch_size=1), 1)
+
+
+@pytest.mark.slow
+def test_units_are_looked_at_behind_the_relu(data_dir):
+    """Where that stands last, as in the 2012 source: a bias that kills all is seen all the same."""
+    config = _config(data_dir, model__conv1__init_bias=-1e6)
+    config.model.conv1.update(order=('lrn', 'pool', 'activation'), lrn=False)
+    assert check.run(build(config), 1).before.layers['conv1'].dead == 1.0
+
+
 def test_units_that_die_in_training_are_named(data_dir):
     look = _trace().before
     dead = look._replace(layers={**look.layers, 'conv1': look.layers['conv1']._replace(dead=1.0)})
