@@ -53,12 +53,8 @@ def _row(
     if ours is None or theirs is None:
         missing = (runs if ours is None else base)[0].name
         raise UserError(f'{missing} has no {metric}; name another --metric')
-    by_seed = {run.fields['seed']: run.metrics[metric] for run in base}
-    paired = [
-        100 * (run.metrics[metric] - by_seed[run.fields['seed']])
-        for run in runs
-        if run.fields['seed'] in by_seed
-    ]
+    here, there = _by_seed(runs, metric), _by_seed(base, metric)
+    paired = [here[seed] - there[seed] for seed in here if seed in there]
     apart = ours['min'] > theirs['max'] or ours['max'] < theirs['min']
     return {
         'changes': changes,
@@ -66,3 +62,11 @@ def _row(
         'difference': round(sum(paired) / len(paired), 6) if paired else None,
         'told_apart': apart and min(ours['seeds'], theirs['seeds']) >= 3,
     }
+
+
+def _by_seed(runs: Sequence[Run], metric: str) -> dict[int, float]:
+    """Return the mean over the runs of each seed, in percent."""
+    found = collections.defaultdict(list)
+    for run in runs:
+        found[run.fields['seed']].append(100 * run.metrics[metric])
+    return {seed: sum(values) / len(values) for seed, values in found.items()}

@@ -22,7 +22,6 @@ def get_config() -> ml_collections.ConfigDict:
     model.towers = 1
     model.conv1.features = 64
     model.conv2.features = 192
-    model.conv5.update(features=256)
     model.lrn.divide_alpha = True
     config.optim.update(reference_batch=128)  # the rate grows with the batch
     return config

@@ -22,9 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.update(towers=1, initializer='pytorch', dropout_inverted=True, dropout_inputs=True)
     model.conv1.update(features=64, padding=(2, 2), lrn=False)
     model.conv2.update(features=192, lrn=False)
-    model.conv3.features = 384
     model.conv4.features = 256
-    model.conv5.features = 256
     for name in ('conv2', 'conv4', 'conv5', 'fc6', 'fc7'):
         model[name].init_bias = 0.0  # PyTorch draws them, too
     config.augment.update(mean='channels', pixel_divisor=57.4, colour_std=0.0)

@@ -445,6 +445,15 @@ def test_runs_are_compared_with_a_baseline_of_the_same_seeds(tmp_path):
     assert [row['run'] for row in found['left_out']] == ['cut']
 
 
+def test_two_runs_of_a_seed_count_as_their_mean(tmp_path):
+    for name, error in (('a', 0.5), ('b', 0.6)):
+        _write(tmp_path, name, {'seed': 1}, **{'eval/top1_error': error})
+    _write(tmp_path, 'c', {'seed': 1, 'model.dropout': 0.0}, **{'eval/top1_error': 0.58})
+    base, changed = comparison.compare(epath.Path(tmp_path), 'a', 'eval/top1_error')['rows']
+    assert (base['seeds'], base['mean'], base['difference']) == (1, 55.0, 0.0)
+    assert changed['difference'] == pytest.approx(3.0)
+
+
 def test_the_comparison_in_words(tmp_path, capsys):
     _ablations(tmp_path)
     assert report.main(['compare', '--runs', str(tmp_path), '--baseline', 'baseline_0']) == 0

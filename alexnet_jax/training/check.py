@@ -71,8 +71,8 @@ def check(config: ml_collections.ConfigDict, steps: int) -> None:
     trace = run(build(config), steps)
     if trace.blind_loss == 0:
         raise UserError(
-            f'all {config.training.batch_size} images of the first batch have one label, which tells '
-            'nothing; raise config.training.batch_size'
+            f'all {config.training.batch_size} images of the first batch have one label, nothing '
+            'to tell apart; raise config.training.batch_size'
         )
     print('\n'.join(_table(trace)))
     loss = min(_mean(trace.losses), trace.after.loss)
