@@ -6,7 +6,7 @@ python -m alexnet_jax.main --config=configs/digits.py [--workdir=DIR] [--data_di
     [--coordinator_address=HOST:PORT --num_processes=N --process_id=I]
 
 Exit codes: 0 done, 1 a bug (traceback), 2 yours to mend (one line), 75 ended by the watchdog,
-134 another process was lost, 143 saved and ended on SIGTERM.
+134 another process was lost, 143 saved and ended on SIGTERM, 130 on Ctrl-C.
 """
 
 import pathlib

@@ -6,7 +6,7 @@
 # The first argument is their number, the others are those of `python -m alexnet_jax.main`. Process 0
 # writes to the terminal, the others behind their number. With GPUs each process takes one. SIGTERM
 # and Ctrl-C go to all, a second one kills them. Ends with the exit code of the process that failed
-# first; the others then have GRACE_S seconds (30) to end by themselves.
+# first; the others then have OTHERS_S seconds (30) to end by themselves.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -54,7 +54,7 @@ while ((${#pids[@]})); do
     unset "pids[id]"
     # 134 says only that another process was lost.
     if ((code == 0 || (code == 134 && ended != 0))); then code=$ended; fi
-    if ((ended != 0)); then deadline=${deadline:-$((SECONDS + ${GRACE_S:-30}))}; fi
+    if ((ended != 0)); then deadline=${deadline:-$((SECONDS + ${OTHERS_S:-30}))}; fi
   done
   if [[ -n $deadline ]] && ((SECONDS >= deadline)); then
     echo "launch/local.sh: killing the processes ${!pids[*]}, which did not end" >&2

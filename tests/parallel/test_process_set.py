@@ -157,7 +157,7 @@ def test_local_sh_ends_with_the_code_that_says_most(tmp_path, codes, code):
 
 def test_local_sh_kills_what_does_not_end(tmp_path):
     body = 'trap "" TERM; [[ $me == 1 ]] && exit 3; while :; do sleep 0.1; done'
-    run = _local(tmp_path, body, '3', GRACE_S='1')
+    run = _local(tmp_path, body, '3', OTHERS_S='1')
     _, err = run.communicate(timeout=20)
     assert run.returncode == 3
     assert 'killing the processes 0 2, which did not end' in err
