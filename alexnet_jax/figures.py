@@ -1,9 +1,10 @@
 """Draw the curves of finished runs: `python -m alexnet_jax.figures curves RUN... --output FILE`."""
 
+import itertools
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,8 +116,8 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _colours() -> list[str]:
-    return _pyplot().rcParams['axes.prop_cycle'].by_key()['color']
+def _colours() -> Iterator[str]:
+    return itertools.cycle(_pyplot().rcParams['axes.prop_cycle'].by_key()['color'])
 
 
 def _save(figure: Any, output: str) -> None:

@@ -52,6 +52,15 @@ def test_the_lines_are_the_metrics(tmp_path, monkeypatch):
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ['first', 'second']
 
 
+def test_there_are_more_runs_than_colours(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, '_save', lambda figure, output: kept.append(figure))
+    runs = [write_run(tmp_path / str(i)) for i in range(12)]
+    figures.draw_curves(runs, 'x.svg')
+    names = [text.get_text() for text in kept[0].axes[0].get_legend().get_texts()]
+    assert names == [str(i) for i in range(12)]
+
+
 def test_the_command_writes_the_same_svg_twice(tmp_path, capsys):
     run = write_run(tmp_path / 'a')
     files = [tmp_path / 'one.svg', tmp_path / 'two.svg']
