@@ -103,7 +103,7 @@ def _add_photographs(command: argparse.ArgumentParser, source: str, help: str) -
         '--workers',
         type=int,
         choices=range(1, 1025),
-        default=len(os.sched_getaffinity(0)),
+        default=_cores(),
         metavar='N',
         help='processes; otherwise one for each CPU core',
     )
@@ -117,6 +117,12 @@ def _add_photographs(command: argparse.ArgumentParser, source: str, help: str) -
         '--skip_broken', action='store_true', help='leave out images that cannot be read'
     )
     command.add_argument('--json', action='store_true', help='print the report as the last line')
+
+
+def _cores() -> int:
+    """Return how many CPU cores this process may use; macOS does not say, so there all of them."""
+    known = hasattr(os, 'sched_getaffinity')
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
 
 
 def _statistics(info: Any, data_dir: str, directory: epath.Path, workers: int) -> dict[str, Any]:

@@ -89,6 +89,13 @@ def test_an_object_store_is_refused(capsys):
     assert errors.count('\n') == 1
 
 
+def test_a_worker_for_each_core_where_the_system_says_only_how_many_there_are(monkeypatch):
+    monkeypatch.delattr(os, 'sched_getaffinity')  # as on macOS
+    monkeypatch.setattr(os, 'cpu_count', lambda: 7)
+    arguments = ['folder', '--source=x', '--name=x']
+    assert prepare._parser().parse_args(arguments).workers == 7
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit) as ended:
         prepare.main(['--help'])
