@@ -88,9 +88,15 @@ def resize_and_crop(image: Image.Image, size: int = 256) -> np.ndarray:
 
     Bilinear, antialiased when shrinking (Pillow's BILINEAR). The longer side is rounded to the
     nearest pixel; where the crop cannot be central, it is a pixel nearer to the top or the left.
+
+    Raises Unreadable, 'too large', when a long strip would grow beyond `MAX_PIXELS`.
     """
     shorter = min(image.size)
     width, height = (round(side * size / shorter) for side in image.size)
+    if width * height > MAX_PIXELS:
+        raise Unreadable(
+            'too large', f'{image.width}x{image.height} pixels become {width}x{height}'
+        )
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2

@@ -135,14 +135,14 @@ def read_photograph(
     try:
         name, data, label = item.read(source)
         image, odd = images.decode(data, name)
+        pixels = images.resize_and_crop(image, size) if size else np.asarray(image)
     except images.Unreadable as error:
         return None, 0, (error.kind, f'{name}: {error}')
-    if not size and (image.height, image.width) != shape[:2]:
+    if not size and pixels.shape != shape:
         raise UserError(
             f'{name} has {image.width}x{image.height} pixels and the first image '
             f'{shape[1]}x{shape[0]}; bring all to one size with --size=256'
         )
-    pixels = images.resize_and_crop(image, size) if size else np.asarray(image)
     return pixels, label, *((kind, name) for kind in odd)
 
 

@@ -104,6 +104,13 @@ def test_too_large(jpeg):
     images.decode(jpeg, max_pixels=300 * 200, max_bytes=len(jpeg))
 
 
+def test_a_strip_does_not_grow_beyond_what_is_opened():
+    """1 x 40,000 pixels would become 256 x 10,240,000: 7.9 GB."""
+    with pytest.raises(images.Unreadable, match='1x40000 pixels become 256x10240000') as caught:
+        images.resize_and_crop(Image.new('RGB', (1, 40_000)), 256)
+    assert caught.value.kind == 'too large'
+
+
 def test_a_file_within_gzip(jpeg):
     image, odd = images.decode(gzip.compress(jpeg), 'n02487347_1956.JPEG')
     assert odd == ['gzip']
