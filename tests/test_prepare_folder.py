@@ -89,14 +89,15 @@ def refused(capsys, source, tmp_path, *words, flags=(), **fields):
 
 
 @pytest.mark.parametrize('above', ['', 'a/', 'a/b/'])
-@pytest.mark.parametrize('kind', ['folder', 'tar', 'tar.xz', 'tar.gz'])
+@pytest.mark.parametrize('kind', ['folder', 'tar', 'tar.xz', 'tar.gz', 'txz', 'tbz2'])
 def test_train_and_test(tmp_path, kind, above):
     files = {above + name: data for name, data in reversed(BOTH.items())}
     source = tmp_path / f'source.{kind}'
     if kind == 'folder':
         write_folder(source, files)
     else:
-        with tarfile.open(source, f'w:{kind[4:]}') as tar:
+        packing = {'tar': '', 'txz': 'xz', 'tbz2': 'bz2'}.get(kind, kind[4:])
+        with tarfile.open(source, f'w:{packing}') as tar:
             for name, data in files.items():
                 photographs.add(tar, name, data)
     assert run(source, tmp_path) == 0
@@ -233,6 +234,7 @@ def test_archives_that_cannot_be_read(tmp_path, capsys):
         ('tar', 'as a tar'),
         ('tar.xz', 'cannot unpack'),
         ('tar.gz', 'cannot unpack'),
+        ('zip', 'neither a folder nor a .tar, .tar.xz, .tar.gz or .tar.bz2; unpack it first'),
     ):
         source = tmp_path / f'source.{kind}'
         source.write_bytes(b'not this' * 100)

@@ -20,7 +20,8 @@ from alexnet_jax.data.photographs import Item, write_photographs
 
 VERSION = '1.0.0'
 
-_OPEN = {'.xz': lzma.open, '.gz': gzip.open, '.tgz': gzip.open, '.bz2': bz2.open}
+_OPEN = {'.xz': lzma.open, '.gz': gzip.open, '.bz2': bz2.open}
+_OPEN |= {'.txz': lzma.open, '.tgz': gzip.open, '.tbz2': bz2.open}
 _SPLITS = ('train', 'test', 'validation', 'val')
 _IMAGES = ('.jpg', '.jpeg', '.png')
 
@@ -98,6 +99,10 @@ def find(path: str) -> tuple[list[Found], list[tuple[str, str]]]:
     """Return the images of a folder or an uncompressed tar, and what else is there."""
     if os.path.isdir(path):
         found, ignored = _in_folder(path)
+    elif os.path.isfile(path) and not path.endswith('.tar'):
+        raise UserError(
+            f'{path} is neither a folder nor a .tar, .tar.xz, .tar.gz or .tar.bz2; unpack it first'
+        )
     else:
         found, ignored = [('', entry) for entry in archives.tar_entries(path)], []
     ignored += [('no image', entry.name) for _, entry in found if not _is_image(entry.name)]
