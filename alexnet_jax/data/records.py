@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -128,7 +129,8 @@ def _check_recipe(directory: epath.Path, recipe: Mapping[str, Any]) -> None:
         if found.get(key) != recipe.get(key):
             raise UserError(
                 f'{directory} is of another recipe: {key} is {found.get(key)!r} there and '
-                f'{recipe.get(key)!r} here; remove it (rm -r {directory}) and run again'
+                f'{recipe.get(key)!r} here; remove it (rm -r {shlex.quote(str(directory))}) and '
+                'run again'
             )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import shlex
 from collections.abc import Sequence
 from concurrent import futures
 from typing import Any
@@ -15,6 +16,7 @@ from etils import epath
 from alexnet_jax.config import UserError, data_directory
 from alexnet_jax.data.examples import Decoder
 
+_HELP = 'python -m alexnet_jax.prepare --help'
 _METADATA = 'features.json'  # the file that marks a data set of tfds as complete
 _ONE_SIZE = (
     'the network takes images of one size; write them at one size with '
@@ -144,7 +146,7 @@ def open_dataset(
     """
     root = epath.Path(data_directory('', dir))
     path = _find(name, root)
-    again = f'rm -r {path} && {_remedy(name, root)}'
+    again = _again(path, _remedy(name, root))
     builder = _open_builder(path, again)
     shape = _image_shape(builder.info, tuple(image_shape))
     return Dataset(
@@ -183,18 +185,26 @@ def _find(name: str, root: epath.Path) -> epath.Path:
     )
 
 
+def _again(path: epath.Path, remedy: str) -> str:
+    """Return how to make a data set anew; remove the old one only where that command is known."""
+    if remedy == _HELP:
+        return f'{_HELP} shows how, once {path} is moved away'
+    return f'rm -r {shlex.quote(str(path))} && {remedy}'
+
+
 def _remedy(name: str, root: epath.Path) -> str:
-    """Return the command that makes a data set."""
+    """Return the command that makes a data set, or `_HELP` where it is not known."""
     base = name.partition(':')[0].partition('/')[0]
+    data_dir = f'--data_dir={shlex.quote(str(root))}'
     if base == 'digits':
-        return f'python -m alexnet_jax.prepare digits --data_dir={root}'
+        return f'python -m alexnet_jax.prepare digits {data_dir}'
     if base in ('imagenet2010', 'imagenet2012'):
         year = ' --year=2010' if base == 'imagenet2010' else ''
-        return f'python -m alexnet_jax.prepare imagenet{year} --source DIR --data_dir={root}'
+        return f'python -m alexnet_jax.prepare imagenet{year} --source DIR {data_dir}'
     if base in tfds.list_builders(with_community_datasets=False):
-        build = f'tfds build {name} --file_format=array_record --data_dir={root}'
+        build = f'tfds build {name} --file_format=array_record {data_dir}'
         return f'pip install tensorflow && {build}'
-    return 'python -m alexnet_jax.prepare --help'
+    return _HELP
 
 
 def _open_builder(path: epath.Path, again: str) -> Any:

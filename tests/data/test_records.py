@@ -265,13 +265,14 @@ def test_a_shard_cut_short_is_written_again(tmp_path, reference):
     ],
 )
 def test_another_recipe_is_refused(tmp_path, changes, field, complete):
-    directory = write(tmp_path)
+    data_dir = tmp_path / 'a b'
+    directory = write(data_dir)
     if not complete:
         (directory / 'features.json').unlink()
     before = files(directory)
     with pytest.raises(UserError, match=f': {field} is .* there and .* here') as caught:
-        write(tmp_path, **changes)
-    assert f'rm -r {directory}' in one_line(caught)
+        write(data_dir, **changes)
+    assert f"rm -r '{directory}'" in one_line(caught)
     assert files(directory) == before
 
 

@@ -333,18 +333,22 @@ def test_a_file_missing_or_cut(data_dir, damage):
     path.write_bytes(path.read_bytes()[:size])
     if damage == 'delete':
         path.unlink()
-    refused(str(path), '0 records of 7', f'rm -r {path.parent} && ', dir=data_dir)
+    line = refused(str(path), '0 records of 7', f'{path.parent} is moved away', dir=data_dir)
+    assert 'rm -r' not in line, 'the command that makes it again is not known'
     # A slice without that file is whole.
     assert len(open_dataset(data_dir, train_split='train[:6]').train) == 6
 
 
 def test_the_command_named_mends_the_data_set(tmp_path):
-    directory = digits.prepare_digits(tmp_path)
+    data_dir, other = tmp_path / 'a b', tmp_path / 'a'
+    other.mkdir()
+    directory = digits.prepare_digits(data_dir)
     (directory / 'digits-test.array_record-00000-of-00001').unlink()
-    line = refused(str(directory), dir=tmp_path, name='digits', eval_split='test')
+    line = refused(str(directory), dir=data_dir, name='digits', eval_split='test')
     command = line.partition('again: ')[2].replace('python', sys.executable, 1)
     subprocess.run(command, shell=True, check=True, cwd=ROOT)
-    assert len(open_dataset(tmp_path, 'digits', eval_split='test').eval) == 360
+    assert len(open_dataset(data_dir, 'digits', eval_split='test').eval) == 360
+    assert other.exists()
 
 
 def test_a_flipped_bit(data_dir):
