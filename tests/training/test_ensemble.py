@@ -158,6 +158,17 @@ def test_searched_weights_are_the_best_of_the_simplex(seed):
     assert _loss(given, weights) <= _least_loss(given) + 1e-6
 
 
+def test_a_search_that_takes_too_long_says_how_far_it_got(monkeypatch, caplog):
+    monkeypatch.setattr(ensemble, '_MAX_ROUNDS', 3)
+    outputs = [np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([[0.5, 0.5], [0.5, 0.5]])]
+    weights = ensemble.search_weights(outputs, np.array([0, 0]))
+    assert weights.sum() == pytest.approx(1)
+    (line,) = caplog.messages
+    left = float(re.findall(r'ended after 3 rounds, .* within (\S+) nats', line)[0])
+    given = np.array([[0.9, 0.4], [0.5, 0.5]])
+    assert 0 < _loss(given, weights) - _least_loss(given) <= left
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('change', 'words'),
