@@ -51,8 +51,9 @@ def find_sound(
 ) -> tuple[int | None, list[int]]:
     """Return the first of the steps that is sound, None for none, and the damaged ones before it.
 
-    Raises UserError when there are some and none is sound, but for a first save that a kill left
-    without its manifest. `which` is what the user asked for: 'latest', 'best' or a step.
+    Raises UserError when there are some and none is sound, but for the latest when it is a first
+    save that a kill left without its manifest. `which` is what the user asked for: 'latest', 'best'
+    or a step.
     """
     bad: dict[int, str] = {}
     for step in steps:
@@ -60,15 +61,21 @@ def find_sound(
             return step, list(bad)
         bad[step] = problem
         _logger.warning('checkpoint %d is not used: %s', step, problem)
-    if len(bad) == 1 and not (directory / str(steps[0]) / NAME).exists():
-        return None, list(bad)
-    if bad:
-        words = 'the best checkpoint in {} is not' if which == 'best' else 'no checkpoint in {} is'
+    if not bad:
+        return None, []
+    step, problem = next(iter(bad.items()))
+    if which != 'latest':
+        name = f'the best checkpoint, {step},' if which == 'best' else f'checkpoint {step}'
         raise UserError(
-            f'{words.format(directory)} sound: {steps[0]}: {bad[steps[0]]}; '
-            'restore one from a copy, or choose another --workdir to start anew'
+            f'{name} in {directory} is not sound: {problem}; '
+            'restore it from a copy, or take another'
         )
-    return None, []
+    if len(bad) == 1 and not (directory / str(step) / NAME).exists():
+        return None, [step]
+    raise UserError(
+        f'no checkpoint in {directory} is sound: {step}: {problem}; '
+        'restore one from a copy, or choose another --workdir to start anew'
+    )
 
 
 def move_aside(step: epath.Path, damaged: epath.Path) -> None:

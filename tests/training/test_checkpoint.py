@@ -276,6 +276,22 @@ def test_an_unfinished_first_save_counts_as_none(tmp_path):
     assert (tmp_path / 'damaged' / '1-1').exists()
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ('which', 'words'), [('best', 'the best checkpoint, 1, in'), ('1', 'checkpoint 1 in')]
+)
+def test_one_that_was_asked_for_and_is_not_finished_does_not_count_as_none(tmp_path, which, words):
+    with _open(tmp_path) as checkpoints:
+        checkpoints.save(1, _state(1), META, {'eval/top1_error': 0.1})
+        checkpoints.save(2, _state(2), META, {'eval/top1_error': 0.2})
+    _remove_manifest(tmp_path / 'checkpoints' / '1')
+    with (
+        _open(tmp_path, read_only=True) as checkpoints,
+        pytest.raises(UserError, match=f'^{words} .* is not sound: its save was not finished'),
+    ):
+        checkpoints.find(which)
+
+
 def _change(leaf: str, **fields: Any) -> TrainState:
     """Return the abstract state with another conv kernel, or without one."""
     abstract = _abstract(_state())
