@@ -6,6 +6,7 @@ import datetime
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import jax
 import tqdm
 from etils import epath
+
+from alexnet_jax.config import UserError
 
 _logger = logging.getLogger(__name__)
 
@@ -163,9 +166,21 @@ def _open_board(directory: epath.Path, start_step: int) -> Any:
 
 
 def read_rows(path: epath.Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl; a last line torn by a kill is left out."""
-    lines = path.read_text().split('\n') if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]
+    """Return the rows of a metrics.jsonl; a last line torn by a kill is left out.
+
+    Raises UserError for another line that is damaged, as a loss of power can leave it.
+    """
+    rows = []
+    lines = path.read_bytes().split(b'\n') if path.exists() else []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows.append(dict(json.loads(line.decode())))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f'line {number} of {path} is damaged; look at it, then take it out: '
+                f'sed -i {number}d {shlex.quote(str(path))}'
+            ) from error
+    return rows
 
 
 def _drop_rows_after(path: epath.Path, step: int) -> float:

@@ -38,6 +38,7 @@ FLOORS = (
 ARROWS = {
     'comparison': {'reproduction'},
     'config': {'fields'},
+    'metrics': {'config'},
     'parallel.mesh': {'parallel.collectives'},
     'network.model': {'network.layers', 'network.pooling', 'network.local'},
     'network.local': {'network.layers'},

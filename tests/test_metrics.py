@@ -2,12 +2,14 @@
 
 import json
 import struct
+import subprocess
 
 import pytest
 from etils import epath
 from tensorboardX.proto import event_pb2
 
 from alexnet_jax import metrics as metrics_lib
+from alexnet_jax.config import UserError
 from alexnet_jax.metrics import RunLog
 
 TRAIN = {'train/loss': 2.5, 'train/top1_error': 0.75, 'train/learning_rate': 0.01}
@@ -154,6 +156,24 @@ def test_profile_window(tmp_path, monkeypatch):
                 assert not calls
             log.advance(step, None)
     assert calls == [('start', str(tmp_path / 'profile')), ('stop', 5)]
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [bytes(20), b'\xff\xfe{"step": 2', b'{"step": 2, "ki', b'12', b''],
+    ids=['NULs', 'no UTF-8', 'torn', 'number', 'empty'],
+)
+def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path, damage):
+    path = tmp_path / 'my metrics.jsonl'
+    whole = [b'{"step": 1, "time_s": 1}', b'{"step": 3, "time_s": 3}', b'']
+    content = b'\n'.join([whole[0], damage, *whole[1:]])
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f'^line 2 of {path} is damaged') as caught:
+        metrics_lib._drop_rows_after(epath.Path(path), 1)
+    assert '\n' not in str(caught.value)
+    assert path.read_bytes() == content
+    subprocess.run(str(caught.value).partition('take it out: ')[2], shell=True, check=True)
+    assert [row['step'] for row in metrics_lib.read_rows(epath.Path(path))] == [1, 3]
 
 
 def test_read_rows_of_nothing(tmp_path):
