@@ -100,7 +100,9 @@ def read_run(path: epath.Path) -> Run:
             members = tuple(_member(path.name, m) for m in _json(path / 'members.json'))
         else:
             _require_finished(fields, last['step'], last['epoch'])
-        init_data = rows[0].get('init_data', '')
+        starts = [row for row in rows if row.get('event') == 'started']
+        # The last one: what was killed before its first save has left one, too.
+        init_data = starts[-1].get('init_data', '') if starts else ''
         return Run(path.name, fields, last['epoch'], metrics, init_data, members)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'its files are damaged ({type(error).__name__}: {error})') from error

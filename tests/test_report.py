@@ -244,6 +244,16 @@ def test_cnn_star_needs_its_first_data_set(tmp_path):
     assert {name.partition(',')[0] for name in _measured(tmp_path)} == {'1 CNN*'}
 
 
+def test_a_start_that_was_killed_before_its_first_save_does_not_count(tmp_path):
+    fields = {'model.conv6.features': 256}
+    directory = _write(tmp_path, 'a', fields, started={'init_data': 'imagenet_fall2011/1.0.0'})
+    path = directory / 'metrics.jsonl'
+    first, *others = path.read_text().splitlines(keepends=True)
+    again = json.dumps({'step': 0, 'epoch': 0.0, 'kind': 'event', 'event': 'started'}) + '\n'
+    path.write_text(''.join([first, again, *others]))
+    assert reproduction.read_run(epath.Path(directory)).init_data == ''
+
+
 def _write_ensemble(root, name, seeds, fields=None):
     config = alexnet.get_config()
     config.evaluation.ensemble = tuple(f'runs/{seed}' for seed in seeds)

@@ -228,8 +228,10 @@ def _evaluate_member(
 
 def _init_data(place: epath.Path) -> str:
     """Return the data set of the run that a member's run began from, '' for none."""
-    started = read_rows(workdir_of(place) / 'metrics.jsonl')[:1]
-    return started[0].get('init_data', '') if started else ''
+    rows = read_rows(workdir_of(place) / 'metrics.jsonl')
+    starts = [row for row in rows if row.get('event') == 'started']
+    # The last one: what was killed before its first save has left one, too.
+    return starts[-1].get('init_data', '') if starts else ''
 
 
 def _require_different(members: Sequence[Member]) -> None:

@@ -169,6 +169,12 @@ def test_a_search_that_takes_too_long_says_how_far_it_got(monkeypatch, caplog):
     assert 0 < _loss(given, weights) - _least_loss(given) <= left
 
 
+def test_a_member_that_was_started_twice_began_from_what_the_second_start_says(tmp_path):
+    rows = [{'event': 'started', 'init_data': 'a/1'}, {'event': 'started', 'init_data': 'b/1'}]
+    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    assert ensemble._init_data(epath.Path(tmp_path / 'checkpoints' / '3')) == 'b/1'
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('change', 'words'),
