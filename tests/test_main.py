@@ -170,6 +170,8 @@ def test_train_evaluate_and_train_again(command, tmp_path):
     resumed = next(row for row in rows if row.get('event') == 'resumed')
     assert resumed['step'] == 12
     assert resumed['mesh'] == '1x1x1'
+    assert resumed['devices'] == '1 of 8'
+    assert resumed['devices'] == '1 of 8'
     assert resumed['parallel.model'] == '2 -> 1'
     assert resumed['training.total_steps'] == '12 -> 13'
     assert [row['step'] for row in rows if row['kind'] == 'train'] == list(range(1, 14))

@@ -215,7 +215,8 @@ def _meta(experiment: Experiment) -> dict[str, Any]:
 def _devices(experiment: Experiment) -> dict[str, Any]:
     device = experiment.mesh.devices.flat[0]
     shape = 'x'.join(str(size) for size in experiment.mesh.devices.shape)
-    return {'mesh': shape, 'device_kind': device.device_kind}
+    used = f'{experiment.mesh.size} of {jax.device_count()}'
+    return {'mesh': shape, 'devices': used, 'device_kind': device.device_kind}
 
 
 def _say(line: str) -> None:
