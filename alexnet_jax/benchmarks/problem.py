@@ -18,8 +18,7 @@ import numpy as np
 
 from alexnet_jax.benchmarks import plain_step
 from alexnet_jax.config import CONVOLUTIONS, UserError, flatten
-from alexnet_jax.data.pipeline import Batch
-from alexnet_jax.data.stats import Statistics
+from alexnet_jax.data.batch import Batch, Statistics
 from alexnet_jax.training import experiment as experiment_lib
 
 MEAN_PIXEL = 120.0

@@ -8,21 +8,21 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.ndimage import map_coordinates
 
+from alexnet_jax.data.batch import Statistics
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
     """The paper's data augmentation (Paper 4.1); its fields are the `augment` section.
 
-    `statistics` below is anything with `mean_image` [H, W, C], `eigenvectors` [C, C] (columns) and
-    `std` [C], all of one float dtype, which is also the dtype of the result. `first_step` turns an
-    epoch into a step.
+    The `statistics` below are of one float dtype, which is also the dtype of the result.
+    `first_step` turns an epoch into a step.
     """
 
     crop_px: int
@@ -40,7 +40,7 @@ class Augment:
     def training(
         self,
         images: jax.Array,
-        statistics: Any,
+        statistics: Statistics,
         key: jax.Array,
         rows: jax.Array,
         step: jax.Array,
@@ -62,7 +62,12 @@ class Augment:
         )
 
     def _one(
-        self, image: jax.Array, statistics: Any, key: jax.Array, row: jax.Array, step: jax.Array
+        self,
+        image: jax.Array,
+        statistics: Statistics,
+        key: jax.Array,
+        row: jax.Array,
+        step: jax.Array,
     ) -> jax.Array:
         """Return one training image [crop_px, crop_px, C]."""
         group_key = jax.random.fold_in(key, row // self.images_per_crop)
@@ -87,7 +92,7 @@ class Augment:
         return crop / self.pixel_divisor
 
     def _crop(
-        self, image: jax.Array, statistics: Any, corner: jax.Array, mirror: jax.Array
+        self, image: jax.Array, statistics: Statistics, corner: jax.Array, mirror: jax.Array
     ) -> jax.Array:
         """Cut the image at a corner (y, x), subtract the mean, mirror; uint8 is cut, then cast."""
         size = (self.crop_px, self.crop_px, image.shape[-1])
@@ -118,7 +123,7 @@ class Augment:
         return jnp.concatenate([five, five]), mirrors
 
     def view(
-        self, images: jax.Array, statistics: Any, corner: jax.Array, mirror: jax.Array
+        self, images: jax.Array, statistics: Statistics, corner: jax.Array, mirror: jax.Array
     ) -> jax.Array:
         """Return one view of each image: uint8 [n, H, W, C] -> float [n, crop_px, crop_px, C]."""
         crops = jax.vmap(lambda image: self._crop(image, statistics, corner, mirror))(images)
@@ -143,7 +148,7 @@ def rotate(image: jax.Array, angle: jax.Array) -> jax.Array:
     return jnp.stack(turned, axis=-1)
 
 
-def pca_colour(statistics: Any, key: jax.Array, colour_std: float) -> jax.Array:
+def pca_colour(statistics: Statistics, key: jax.Array, colour_std: float) -> jax.Array:
     """Draw the colour added to every pixel of one image, [C] (Paper 4.1).
 
     [p_1 .. p_C] [a_1 l_1, .., a_C l_C]^T with a ~ N(0, colour_std), p_i the eigenvectors of the

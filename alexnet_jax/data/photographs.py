@@ -208,7 +208,7 @@ def _write_report(directory: epath.Path, report: Mapping[str, Any]) -> None:
 def add_statistics(directory: epath.PathLike, statistics: Any) -> dict[str, Any]:
     """Return the report with the statistics in it, and write that where it is not there yet.
 
-    `statistics` is a `stats.Statistics`: mean of each channel, covariance of the channels,
+    `statistics` is a `data.batch.Statistics`: mean of each channel, covariance of the channels,
     eigenvectors (columns) and standard deviations along them; the mean image stays in its file.
     """
     directory = epath.Path(directory)

@@ -4,7 +4,7 @@ import collections
 import contextlib
 import logging
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import grain
 import jax
@@ -12,16 +12,9 @@ import numpy as np
 
 from alexnet_jax.config import data_directory
 from alexnet_jax.data import digits, sources, stats
+from alexnet_jax.data.batch import Batch, Statistics
 
 _logger = logging.getLogger(__name__)
-
-
-class Batch(NamedTuple):
-    """Examples, on the host or on the devices."""
-
-    images: Any  # uint8 [batch, H, W, C]
-    labels: Any  # int32 [batch]
-    mask: Any  # bool [batch], False for the padding of the last batch of an evaluation
 
 
 def load(
@@ -35,7 +28,7 @@ def load(
     eval_examples: int,
     read_threads: int,
     prefetch_batches: int,
-) -> tuple[sources.Dataset, stats.Statistics]:
+) -> tuple[sources.Dataset, Statistics]:
     """Open the data set of a config's section `data`, with the statistics of its training split.
 
     The first time, `digits` prepares itself, and the statistics are computed and kept beside the

@@ -7,25 +7,19 @@ import logging
 import uuid
 import zipfile
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import numpy as np
 import tqdm
 from etils import epath
 
+from alexnet_jax.data.batch import Statistics
+
 _logger = logging.getLogger(__name__)
 
 _CHUNK = 16  # images summed at a time by a thread
 _PIXELS = 4  # side by side in the rows of a matrix product
-
-
-class Statistics(NamedTuple):
-    """What the augmentation subtracts and adds, on the pixels' scale of 0 to 255 (Paper 4.1)."""
-
-    mean_image: Any  # float32 [H, W, C]
-    eigenvectors: Any  # float32 [C, C], columns, of the covariance of the channels
-    std: Any  # float32 [C], square roots of its eigenvalues, ascending
 
 
 def compute_statistics(

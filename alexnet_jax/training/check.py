@@ -13,7 +13,7 @@ import optax
 
 from alexnet_jax.config import UserError
 from alexnet_jax.data import pipeline
-from alexnet_jax.data.pipeline import Batch
+from alexnet_jax.data.batch import Batch
 from alexnet_jax.parallel.collectives import Collectives
 from alexnet_jax.training.experiment import Experiment, build
 

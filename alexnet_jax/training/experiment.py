@@ -14,9 +14,8 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.config import Plan
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.augment import Augment
-from alexnet_jax.data.pipeline import Batch
+from alexnet_jax.data.batch import Batch, Statistics
 from alexnet_jax.data.sources import Dataset, Split
-from alexnet_jax.data.stats import Statistics
 from alexnet_jax.network.model import AlexNet, count_macs
 from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.parallel import processes

@@ -11,6 +11,7 @@ from flax import struct
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.data.augment import Augment
+from alexnet_jax.data.batch import Batch, Statistics
 from alexnet_jax.network.model import AlexNet, abstract_variables, init_parameters
 from alexnet_jax.training.optim import Optimizer
 
@@ -97,8 +98,8 @@ def loss_and_gradients(
 
 def train_step(
     state: TrainState,
-    batch: Any,
-    statistics: Any,
+    batch: Batch,
+    statistics: Statistics,
     *,
     model: AlexNet,
     optimizer: Optimizer,
@@ -111,8 +112,8 @@ def train_step(
 
     Args:
       state: this device's shards.
-      batch: `images` uint8 [rows of this device, H, W, C], `labels` int32 [rows of this copy].
-      statistics: what `Augment` takes.
+      batch: images [rows of this device, H, W, C], labels [rows of this copy].
+      statistics: the same on every device.
       model, optimizer, augment: built from their sections.
       param_specs: PartitionSpec of every parameter.
       seed: the run's seed.

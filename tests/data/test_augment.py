@@ -2,13 +2,13 @@
 
 import functools
 import itertools
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 import scipy.stats
 
+from alexnet_jax.data.batch import Statistics
 from tests import reference
 
 SHAPE = (10, 12, 3)  # not square: y and x cannot be exchanged unseen
@@ -16,12 +16,6 @@ CROP = 7
 CORNERS = list(itertools.product(range(10 - CROP + 1), range(12 - CROP + 1)))  # 4 x 6
 PAPER = reference.augment(crop_px=CROP)
 PLAIN = reference.augment(crop_px=CROP, colour_std=0.0)
-
-
-class Statistics(NamedTuple):
-    mean_image: np.ndarray
-    eigenvectors: np.ndarray
-    std: np.ndarray
 
 
 def statistics(mean_image=None, std=(0.0, 37.0, 121.0), dtype='float32') -> Statistics:

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.config import UserError
 from alexnet_jax.data import digits, pipeline, records, stats
+from alexnet_jax.data.batch import Batch
 
 COUNTS = {'train': 103, 'test': 23}  # neither divides by the batches below
 SHAPE = (4, 3, 3)
@@ -157,7 +158,7 @@ def test_rows_are_parts_of_the_batch(dataset, parts):
         batches(dataset, num_steps=15, rows=slice(i * size, (i + 1) * size)) for i in range(parts)
     ]
     joined = [
-        pipeline.Batch(*(np.concatenate(leaf) for leaf in zip(*step, strict=True)))
+        Batch(*(np.concatenate(leaf) for leaf in zip(*step, strict=True)))
         for step in zip(*pieces, strict=True)
     ]
     assert_equal(joined, batches(dataset, num_steps=15))
@@ -186,7 +187,7 @@ def test_rows_of_evaluation(dataset):
     whole = list(pipeline.eval_batches(dataset.eval, batch_size=8))
     for rows in (slice(0, 4), slice(4, 8), slice(7, 8)):
         part = list(pipeline.eval_batches(dataset.eval, batch_size=8, rows=rows))
-        assert_equal(part, [pipeline.Batch(*(leaf[rows] for leaf in batch)) for batch in whole])
+        assert_equal(part, [Batch(*(leaf[rows] for leaf in batch)) for batch in whole])
 
 
 # Errors and threads.
@@ -233,7 +234,7 @@ def shardings(data, tower, shard):
     devices = np.asarray(jax.devices()[: data * tower * shard]).reshape(data, tower, shard)
     mesh = Mesh(devices, ('data', 'tower', 'shard'))
     rows = NamedSharding(mesh, P('data'))
-    return pipeline.Batch(NamedSharding(mesh, P(('data', 'shard', 'tower'))), rows, rows)
+    return Batch(NamedSharding(mesh, P(('data', 'shard', 'tower'))), rows, rows)
 
 
 def to_one_device(steps, size=2):
@@ -273,6 +274,7 @@ rank, port = map(int, sys.argv[1:])
 jax.distributed.initialize(f'127.0.0.1:{port}', 2, rank)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from alexnet_jax.data import pipeline
+from alexnet_jax.data.batch import Batch
 from tests.data.test_pipeline import section
 
 dataset, _ = pipeline.load(**section(%r))
@@ -286,7 +288,7 @@ for devices, expected in (
 ):
     mesh = Mesh(devices, ('data', 'tower', 'shard'))
     labels = NamedSharding(mesh, P('data'))
-    shardings = pipeline.Batch(NamedSharding(mesh, P(('data', 'shard', 'tower'))), labels, labels)
+    shardings = Batch(NamedSharding(mesh, P(('data', 'shard', 'tower'))), labels, labels)
     rows = pipeline.local_rows(shardings, 8)
     assert rows == expected, rows
     steps = pipeline.train_batches(dataset, rows=rows, **arguments)
@@ -332,7 +334,7 @@ def test_the_next_batch_is_on_its_way():
     def steps():
         for step in range(5):
             made.append(step)
-            yield pipeline.Batch(np.full((8, *SHAPE), step, np.uint8), *2 * [np.zeros(8, np.int32)])
+            yield Batch(np.full((8, *SHAPE), step, np.uint8), *2 * [np.zeros(8, np.int32)])
 
     for step, batch in enumerate(to_one_device(steps())):
         assert made[-1] == min(step + 1, 4)
