@@ -61,7 +61,7 @@ def evaluate_ensemble(config: ml_collections.ConfigDict) -> None:
     """
     began = time.monotonic()
     settings = config.evaluation
-    directory = epath.Path(settings.ensemble_dir) if settings.ensemble_dir else None
+    directory = epath.Path(settings.ensemble_dir).expanduser() if settings.ensemble_dir else None
     if directory and (directory / 'checkpoints').exists():
         raise UserError(
             f'config.evaluation.ensemble_dir = {directory} is the workdir of a run; name another'

@@ -15,7 +15,8 @@ _logger = logging.getLogger(__name__)
 
 
 def workdir_of(place: epath.Path) -> epath.Path:
-    """Return the WORKDIR of WORKDIR or WORKDIR/checkpoints/STEP."""
+    """Return the WORKDIR of WORKDIR or WORKDIR/checkpoints/STEP; `~` is expanded."""
+    place = place.expanduser()
     return place.parents[1] if place.parent.name == 'checkpoints' else place
 
 
@@ -29,7 +30,7 @@ def read_only(
     one.
     """
     workdir = workdir_of(place)
-    if workdir != place:
+    if place.parent.name == 'checkpoints':
         which = place.name
     none = UserError(f'no checkpoint in {place}; name the workdir of a run that has saved one')
     if not (workdir / 'checkpoints').exists():

@@ -175,6 +175,17 @@ def test_a_member_that_was_started_twice_began_from_what_the_second_start_says(t
     assert ensemble._init_data(epath.Path(tmp_path / 'checkpoints' / '3')) == 'b/1'
 
 
+def test_the_home_directory_may_be_written_short(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    config = _config(tmp_path)
+    (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
+    config.evaluation.ensemble_dir = '~/run'
+    with pytest.raises(UserError, match=f'{tmp_path}/run is the workdir of a run'):
+        ensemble.evaluate_ensemble(config)
+    (tmp_path / 'run' / 'metrics.jsonl').write_text('{"event": "started", "init_data": "a/1"}\n')
+    assert ensemble._init_data(epath.Path('~/run')) == 'a/1'
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('change', 'words'),
