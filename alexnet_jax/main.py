@@ -18,7 +18,7 @@ from etils import epath
 
 from alexnet_jax import command_line
 from alexnet_jax.parallel import processes
-from alexnet_jax.training import check, describe, ensemble, experiment, loop
+from alexnet_jax.training import check, describe, ensemble, evaluate_checkpoint, experiment, loop
 
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Default: runs/ and the name of the config file.')
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'check'], 'What to do.')
@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
         ensemble.evaluate_ensemble(config)
         return 0
     if _MODE.value == 'evaluate':
-        loop.evaluate_checkpoint(config, workdir)
+        evaluate_checkpoint.evaluate_checkpoint(config, workdir)
         return 0
     if _MODE.value == 'check':
         check.check(config, _CHECK_STEPS.value)

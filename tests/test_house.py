@@ -27,7 +27,8 @@ FLOORS = (
     | {'data.shard_files', 'data.devkit', 'data.tfds_imagenet', 'data.examples'},
     {'training.loop', 'training.experiment', 'training.evaluate'}
     | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'}
-    | {'training.provenance', 'training.pretrained', 'training.ensemble', 'training.check'},
+    | {'training.provenance', 'training.pretrained', 'training.ensemble', 'training.check'}
+    | {'training.evaluate_checkpoint'},
     {'command_line', 'reproduction', 'comparison'}
     | {'benchmarks.timing', 'benchmarks.input', 'benchmarks.prepare', 'benchmarks.prediction'}
     | {'benchmarks.communication', 'benchmarks.end_to_end', 'benchmarks.startup'}
@@ -50,9 +51,10 @@ ARROWS = {
     'data.photographs': {'data.records', 'data.shard_files', 'data.images', 'data.archives'},
     'data.imagenet': {'data.photographs', 'data.archives', 'data.devkit', 'data.tfds_imagenet'},
     'data.folder': {'data.photographs', 'data.archives'},
-    'training.loop': {'training.experiment', 'training.evaluate'}
-    | {'training.checkpoint', 'training.guard', 'training.provenance'}
-    | {'training.manifest', 'training.pretrained'},
+    'training.loop': {'training.experiment', 'training.checkpoint', 'training.guard'}
+    | {'training.provenance', 'training.pretrained'},
+    'training.evaluate_checkpoint': {'training.experiment', 'training.manifest'}
+    | {'training.pretrained', 'training.provenance'},
     'training.checkpoint': {'training.manifest'},
     'training.pretrained': {'training.checkpoint', 'training.experiment'},
     'training.check': {'training.experiment'},

@@ -185,29 +185,26 @@ class Checkpoints:
         abstract_state: Any,
         check_meta: Callable[[dict[str, Any]], None],
         *,
-        which: str = 'latest',
         set_aside: bool = False,
     ) -> Restored | None:
-        """Restore the newest sound checkpoint, or the best; None when there is none at all.
+        """Restore the newest sound checkpoint, None when there is none at all.
 
         Args:
           abstract_state: shape, dtype and sharding of every leaf; any mesh will do.
           check_meta: raises UserError when the saved run is not this one; called first.
-          which: 'latest' or 'best'; process 0 looks and chooses for all.
           set_aside: move damaged and unfinished steps to WORKDIR/damaged, so that training can save
             those steps anew.
 
         Raises:
-          UserError: the state does not fit, no checkpoint is sound although there are some, or the
-            best is asked for and none was evaluated.
+          UserError: the state does not fit, or no checkpoint is sound although there are some.
         """
-        step = processes.from_first(lambda: self._choose(which, set_aside))
+        step = processes.from_first(lambda: self._choose('latest', set_aside))
         if set_aside:
             self._manager.reload()
         return None if step is None else self._restore_step(step, abstract_state, check_meta)
 
     def _choose(self, which: str, set_aside: bool) -> int | None:
-        """Return the step to restore, None when there is none, as `restore` says."""
+        """Return the step to restore, None when there is none, as `restore` and `find` say."""
         steps = sorted(self._manager.all_steps(), reverse=True)
         if which == 'best':
             best = self._manager.best_step()
@@ -226,7 +223,11 @@ class Checkpoints:
         return sound
 
     def find(self, which: str = 'latest') -> tuple[int, dict[str, Any]] | None:
-        """Return step and meta of a sound checkpoint, chosen as `restore` does, None for none."""
+        """Return step and meta of a sound checkpoint, None when there is none at all.
+
+        `which` is 'latest', 'best' or a step; process 0 looks and chooses for all. Raises UserError
+        when there are some and the one asked for is not sound, or the best and none was evaluated.
+        """
         step = processes.from_first(lambda: self._choose(which, set_aside=False))
         return None if step is None else (step, self._read_meta(step))
 

@@ -22,7 +22,7 @@ from alexnet_jax.parallel import processes
 from alexnet_jax.training import provenance
 from alexnet_jax.training.experiment import Experiment, build
 from alexnet_jax.training.manifest import parameters_sha256
-from alexnet_jax.training.pretrained import read_only, workdir_of
+from alexnet_jax.training.pretrained import read_only, restore_network, workdir_of
 
 _logger = logging.getLogger(__name__)
 Outputs = dict[str, np.ndarray]  # softmax outputs [N, classes] under '' and '_10_views'
@@ -203,10 +203,7 @@ def _evaluate_member(
                 'the networks of an ensemble share one data set'
             )
         experiment = build(_as_trained(config, meta))
-        params, others = checkpoints.restore_params(step, experiment.abstract_state().params)
-    if others:
-        name, difference = next(iter(others.items()))
-        raise UserError(f'{place} does not fit its own configuration: {name} is {difference}')
+        params = restore_network(experiment, checkpoints, step, place)
     provenance.require_same_in_all_processes(experiment, 'evaluate')
     outputs, labels = _predict(experiment, params, split)
     search_outputs, search_labels = _predict(experiment, params, search) if search else ({}, labels)

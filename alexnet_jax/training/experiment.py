@@ -1,5 +1,6 @@
 """One configuration made into its parts: mesh, data, network, optimizer, compiled steps."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Generator
@@ -19,7 +20,7 @@ from alexnet_jax.data.sources import Dataset, Split
 from alexnet_jax.network.model import AlexNet, count_macs
 from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.parallel import processes
-from alexnet_jax.training.evaluate import eval_step, probability_step
+from alexnet_jax.training.evaluate import eval_step, evaluate, probability_step
 from alexnet_jax.training.optim import Optimizer, make_optimizer
 from alexnet_jax.training.step import TrainState, init_state, state_specs, train_step
 
@@ -177,6 +178,17 @@ class Experiment:
             prefetch_batches=self.config.data.prefetch_batches,
         )
         return pipeline.to_device(batches, self.batch_shardings, batch_size=size, rows=rows)
+
+    def evaluate(
+        self, params: Any, views: int, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """Return the metrics of the evaluation split, None when `stop` asked for an end midway."""
+        assert self.dataset is not None
+        split = self.dataset.eval
+        with contextlib.closing(self.eval_batches(split)) as batches:
+            return evaluate(
+                self.eval_step(views), params, self.statistics, batches, len(split), stop
+            )
 
 
 def build(

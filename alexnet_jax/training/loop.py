@@ -1,10 +1,8 @@
-"""Training from the first step to the last, and evaluation of what was saved."""
+"""Training from the first step to the last."""
 
 import collections
 import contextlib
 import dataclasses
-import logging
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,12 +14,9 @@ from alexnet_jax.config import UserError
 from alexnet_jax.metrics import RunLog
 from alexnet_jax.training import guard, pretrained, provenance
 from alexnet_jax.training.checkpoint import Checkpoints
-from alexnet_jax.training.evaluate import evaluate
 from alexnet_jax.training.experiment import Experiment, build
-from alexnet_jax.training.manifest import parameters_sha256
 from alexnet_jax.training.step import TrainState
 
-_logger = logging.getLogger(__name__)
 _IN_FLIGHT = 2  # steps dispatched ahead of the one whose loss is looked at
 
 
@@ -41,7 +36,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> int:
         checkpoints = stack.enter_context(Checkpoints(workdir, **config.checkpoint))
         state, start, evaluated, event = _resume_or_init(experiment, checkpoints)
         if start > plan.total_steps or (start == plan.total_steps and evaluated):
-            _say(f'nothing to train: {workdir} is at step {start} of {plan.total_steps}')
+            if jax.process_index() == 0:
+                print(f'nothing to train: {workdir} is at step {start} of {plan.total_steps}')
             return 0
         if jax.process_index() == 0:
             provenance.save(experiment, workdir)
@@ -74,32 +70,6 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> int:
             return stop.exit_code
         log.advance(plan.total_steps, state)
         return 0
-
-
-def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-    """Evaluate the checkpoint that `evaluation.checkpoint` names and print one line.
-
-    The line is `step N sha256 HEX top1_error X top5_error Y`, then the ten views' if asked for.
-    Raises UserError when there is no sound checkpoint.
-    """
-    experiment = build(config)
-    provenance.require_same_in_all_processes(experiment, 'evaluate')
-    if not (workdir / 'checkpoints').exists():
-        raise UserError(f'no checkpoint in {workdir}; train first, or name another --workdir')
-    with Checkpoints(workdir, **config.checkpoint, read_only=True) as checkpoints:
-        restored = checkpoints.restore(
-            experiment.abstract_state(),
-            lambda meta: _warn_of_another_network(experiment, meta),
-            which=config.evaluation.checkpoint,
-        )
-    if restored is None:
-        raise UserError(f'no checkpoint in {workdir}; train first, or name another --workdir')
-    metrics = _evaluate(experiment, restored.state, config.evaluation.final_views, lambda: False)
-    assert metrics is not None
-    errors = ' '.join(
-        f'{k[len("eval/") :]} {v:.4f}' for k, v in metrics.items() if k != 'eval/loss'
-    )
-    _say(f'step {restored.step} sha256 {parameters_sha256(restored.state.params)} {errors}')
 
 
 @dataclasses.dataclass
@@ -147,7 +117,7 @@ class _Run:
             experiment.config.evaluation.final_views if last else experiment.config.evaluation.views
         )
         with self.log.spending('other'):
-            metrics = _evaluate(experiment, state, views, self._stop_evaluation)
+            metrics = experiment.evaluate(state.params, views, self._stop_evaluation)
             if metrics is None:
                 return state
             guard.require_finite_loss(step, metrics['eval/loss'], 'in the evaluation')
@@ -199,14 +169,6 @@ def _check_same_run(experiment: Experiment, meta: dict[str, Any]) -> dict[str, s
     return changes
 
 
-def _warn_of_another_network(experiment: Experiment, meta: dict[str, Any]) -> None:
-    """Name what differs from the network and augmentation that the weights were trained with."""
-    changed = config_lib.differences(meta['config'], experiment.config.to_dict())
-    for name, (before, after) in changed.items():
-        if name.startswith(('model.', 'augment.')):
-            _logger.warning('config.%s is %r here and was %r in training', name, after, before)
-
-
 def _meta(experiment: Experiment) -> dict[str, Any]:
     assert experiment.dataset is not None
     return {'config': experiment.config.to_dict(), 'data': experiment.dataset.fingerprint()}
@@ -217,25 +179,3 @@ def _devices(experiment: Experiment) -> dict[str, Any]:
     shape = 'x'.join(str(size) for size in experiment.mesh.devices.shape)
     used = f'{experiment.mesh.size} of {jax.device_count()}'
     return {'mesh': shape, 'devices': used, 'device_kind': device.device_kind}
-
-
-def _say(line: str) -> None:
-    """Print a line once, however many processes there are."""
-    if jax.process_index() == 0:
-        print(line)
-
-
-def _evaluate(
-    experiment: Experiment, state: TrainState, views: int, stop: Callable[[], bool]
-) -> dict[str, float] | None:
-    assert experiment.dataset is not None
-    split = experiment.dataset.eval
-    with contextlib.closing(experiment.eval_batches(split)) as batches:
-        return evaluate(
-            experiment.eval_step(views),
-            state.params,
-            experiment.statistics,
-            batches,
-            len(split),
-            stop=stop,
-        )

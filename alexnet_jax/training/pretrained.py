@@ -45,6 +45,19 @@ def read_only(
         yield checkpoints, *found
 
 
+def restore_network(
+    experiment: Experiment, checkpoints: Checkpoints, step: int, place: epath.PathLike
+) -> Any:
+    """Restore the network's parameters; raise UserError, naming one, unless they all are there."""
+    params, others = checkpoints.restore_params(step, experiment.abstract_state().params)
+    for name, difference in others.items():
+        raise UserError(
+            f'checkpoint {step} in {place} is of another network: {name} is {difference}; '
+            'use the configuration of its run'
+        )
+    return params
+
+
 def init_params(
     experiment: Experiment, params: Any, source: str
 ) -> tuple[Any, dict[str, int | str]]:

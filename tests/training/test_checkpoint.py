@@ -4,6 +4,7 @@ import hashlib
 import json
 import pathlib
 import shutil
+import types
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.config import UserError
 from alexnet_jax.parallel import mesh as mesh_lib
+from alexnet_jax.training import pretrained
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.manifest import parameters_sha256
 from alexnet_jax.training.optim import make_optimizer
@@ -115,12 +117,13 @@ def test_keeps_the_latest_and_the_best_across_restarts(tmp_path):
     kept = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
     assert kept in ([2, 7, 8], [5, 7, 8])  # two of the smallest error: either one
     with _open(tmp_path) as checkpoints:
-        best = checkpoints.restore(_abstract(_state()), lambda meta: None, which='best')
         latest = checkpoints.restore(_abstract(_state()), lambda meta: None)
-    assert best is not None
+        assert checkpoints.find('best') == (kept[0], META)
+        best, others = checkpoints.restore_params(kept[0], _abstract(_state()).params)
     assert latest is not None
-    assert (best.step, latest.step) == (kept[0], 8)
-    _assert_equal(best.state, _state(kept[0]))
+    assert latest.step == 8
+    assert not others
+    jax.tree.map(np.testing.assert_array_equal, best, _state(kept[0]).params)
 
 
 def test_manifest_lists_every_file_with_its_sha256(tmp_path):
@@ -264,7 +267,7 @@ def _no_space():
 def test_the_best_of_none_is_an_error(tmp_path):
     _save(tmp_path, 1)
     with _open(tmp_path) as checkpoints, pytest.raises(UserError, match='none is the best'):
-        checkpoints.restore(_abstract(_state()), lambda meta: None, which='best')
+        checkpoints.find('best')
 
 
 @pytest.mark.fault
@@ -290,6 +293,34 @@ def test_one_that_was_asked_for_and_is_not_finished_does_not_count_as_none(tmp_p
         pytest.raises(UserError, match=f'^{words} .* is not sound: its save was not finished'),
     ):
         checkpoints.find(which)
+
+
+def test_a_place_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    _save(tmp_path / 'run', 1, 2)
+    for place, step in (('~/run', 2), ('~/run/checkpoints/1', 1)):
+        with pretrained.read_only(epath.Path(place)) as (_, found, meta):
+            assert (found, meta) == (step, META)
+
+
+def test_the_whole_network_or_none_of_it(tmp_path):
+    """What an evaluation restores: parameters alone, whatever optimizer they were trained by."""
+    _save(tmp_path, 1)
+
+    def restore(abstract: TrainState) -> Any:
+        experiment: Any = types.SimpleNamespace(abstract_state=lambda: abstract)
+        with _open(tmp_path, read_only=True) as checkpoints:
+            return pretrained.restore_network(experiment, checkpoints, 1, tmp_path)
+
+    abstract = _abstract(_state(), 2, 4)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        restore(abstract.replace(opt_state=(), plateau=())),
+        _state(1).params,
+    )
+    words = r'1 in .* is of another network: conv.kernel is float32\[3, 4\] there, float32\[3, 5'
+    with pytest.raises(UserError, match=words):
+        restore(_change('kernel', shape=(3, 5)))
 
 
 def _change(leaf: str, **fields: Any) -> TrainState:

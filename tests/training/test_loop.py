@@ -7,6 +7,7 @@ import pytest
 from etils import epath
 
 from alexnet_jax.training import loop
+from alexnet_jax.training.experiment import Experiment
 from configs import tiny
 
 pytestmark = pytest.mark.slow
@@ -27,13 +28,13 @@ def _rows(workdir):
 def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(tmp_path, monkeypatch, capsys):
     workdir = epath.Path(tmp_path / 'run')
     config = _config(tmp_path)
-    evaluate = loop._evaluate
+    evaluate = Experiment.evaluate
 
-    def stopped(experiment, state, views, stop):
+    def stopped(experiment, params, views, stop):
         signal.raise_signal(signal.SIGTERM)
-        return evaluate(experiment, state, views, stop)
+        return evaluate(experiment, params, views, stop)
 
-    monkeypatch.setattr(loop, '_evaluate', stopped)
+    monkeypatch.setattr(Experiment, 'evaluate', stopped)
     assert loop.train(config, workdir) == 143
     assert _rows(workdir)[-1]['event'] == 'stopped'
     monkeypatch.undo()

@@ -1,0 +1,39 @@
+"""The errors of one checkpoint, whatever mesh it was trained on."""
+
+import logging
+
+import jax
+import ml_collections
+from etils import epath
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.training import provenance
+from alexnet_jax.training.experiment import build
+from alexnet_jax.training.manifest import parameters_sha256
+from alexnet_jax.training.pretrained import read_only, restore_network
+
+_logger = logging.getLogger(__name__)
+
+
+def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+    """Evaluate the checkpoint that `evaluation.checkpoint` names and print one line.
+
+    The line is `step N sha256 HEX top1_error X top5_error Y`, then the ten views' if asked for.
+    Raises UserError when there is no sound checkpoint, or it is of another network.
+    """
+    experiment = build(config)
+    provenance.require_same_in_all_processes(experiment, 'evaluate')
+    with read_only(workdir, config.evaluation.checkpoint) as (checkpoints, step, meta):
+        changed = config_lib.differences(meta['config'], config.to_dict())
+        for name, (before, after) in changed.items():
+            if name.startswith(('model.', 'augment.')):
+                _logger.warning('config.%s is %r here and was %r in training', name, after, before)
+        params = restore_network(experiment, checkpoints, step, workdir)
+    metrics = experiment.evaluate(params, config.evaluation.final_views)
+    assert metrics is not None
+    digest = parameters_sha256(params)
+    errors = ' '.join(
+        f'{k[len("eval/") :]} {v:.4f}' for k, v in metrics.items() if k != 'eval/loss'
+    )
+    if jax.process_index() == 0:
+        print(f'step {step} sha256 {digest} {errors}')
