@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from alexnet_jax.data.augment import Augment
+from alexnet_jax.data.batch import Batch, Statistics
 from alexnet_jax.network.model import AlexNet
 from alexnet_jax.training.step import copy_rows
 
@@ -17,15 +18,20 @@ _IN_FLIGHT = 2  # batches on the devices at a time; more would only fill their m
 
 
 def eval_step(
-    params: Any, batch: Any, statistics: Any, *, model: AlexNet, augment: Augment, views: int
+    params: Any,
+    batch: Batch,
+    statistics: Statistics,
+    *,
+    model: AlexNet,
+    augment: Augment,
+    views: int,
 ) -> dict[str, jax.Array]:
     """Count the errors of one batch on one device.
 
     Args:
       params: this device's shards.
-      batch: `images` uint8 [rows of this device, H, W, C]; `labels` int32 and `mask` [rows of this
-        copy], the mask 0 for padding.
-      statistics: what `Augment` takes.
+      batch: images [rows of this device, H, W, C], labels and mask [rows of this copy].
+      statistics: the same on every device.
       model, augment: built from their sections.
       views: 1, or 10 for the average of ten views' softmax outputs as well (Paper 4.1).
 
@@ -48,7 +54,13 @@ def eval_step(
 
 
 def probability_step(
-    params: Any, batch: Any, statistics: Any, *, model: AlexNet, augment: Augment, views: int
+    params: Any,
+    batch: Batch,
+    statistics: Statistics,
+    *,
+    model: AlexNet,
+    augment: Augment,
+    views: int,
 ) -> dict[str, jax.Array]:
     """Return the softmax outputs of one batch on one device; the arguments are `eval_step`'s.
 
@@ -61,7 +73,7 @@ def probability_step(
 
 
 def _logits(
-    params: Any, batch: Any, statistics: Any, model: AlexNet, augment: Augment, views: int
+    params: Any, batch: Batch, statistics: Statistics, model: AlexNet, augment: Augment, views: int
 ) -> jax.Array:
     """Return the logits of each view, the centre first: [views, rows of this copy, classes]."""
     images = model.collectives.gather_images(batch.images)
@@ -89,8 +101,8 @@ def _errors(
 def evaluate(
     step: Callable[..., dict[str, jax.Array]],
     params: Any,
-    statistics: Any,
-    batches: Iterable[Any],
+    statistics: Statistics,
+    batches: Iterable[Batch],
     num_examples: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
