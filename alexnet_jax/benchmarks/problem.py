@@ -34,7 +34,7 @@ def make_batch(config: ml_collections.ConfigDict) -> Batch:
 
 
 # What the programs that are compared with, and the layers timed one by one, know.
-_PAPER = {
+_LAYERS = {
     **{f'{c}.{field}': False for c in CONVOLUTIONS for field in ('local', 'map_norm')},
     **{f'{c}.pool_partial': False for c in CONVOLUTIONS},
     **{f'{c}.order': ('activation', 'lrn', 'pool') for c in CONVOLUTIONS},
@@ -42,16 +42,29 @@ _PAPER = {
     **{'lrn.divide_alpha': False, 'lrn.across_towers': False, 'activation': 'relu'},
     **{'dropout_inverted': False, 'dropout_inputs': False},
 }
+_UPDATE = {
+    **{'reference_batch': 0, 'warmup_epochs': 0.0, 'lars_trust': 0.0},
+    **{'rate_factors': (), 'decay_factors': (), 'events': ()},
+}
 
 
 def require_paper_layers(config: ml_collections.ConfigDict) -> None:
     """Raise UserError for a network whose layers are other than the paper's in kind or order."""
-    model = flatten(config.model)
-    for name, value in _PAPER.items():
-        if model[name] != value:
+    _require('model', flatten(config.model), _LAYERS)
+
+
+def require_paper_step(config: ml_collections.ConfigDict) -> None:
+    """Raise UserError for other layers than the paper's, or another rate for some parameters."""
+    require_paper_layers(config)
+    _require('optim', flatten(config.optim), _UPDATE)
+
+
+def _require(section: str, fields: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name, value in wanted.items():
+        if fields[name] != value:
             raise UserError(
-                f'config.model.{name} = {model[name]!r} is known to the training step alone; '
-                f'compare and time layers with {value!r}'
+                f'config.{section}.{name} = {fields[name]!r} is known to the training step alone; '
+                f'compare and time with {value!r}'
             )
 
 
@@ -112,7 +125,7 @@ class Plain:
     """The step of `plain_step.py`, on ready crops."""
 
     def __init__(self, config: ml_collections.ConfigDict, params: Any):
-        require_paper_layers(config)
+        require_paper_step(config)
         config = copy.deepcopy(config)
         with config.unlocked():
             config.model.lrn = paper_norm(config.model.lrn)
@@ -142,7 +155,7 @@ class Torch:
             raise UserError('--against=torch needs PyTorch: pip install -e ".[compare]"')
         if config.model.dtype == 'float64':
             raise UserError('--against=torch compares float32 and bfloat16; set config.model.dtype')
-        require_paper_layers(config)
+        require_paper_step(config)
         self.dropout = config.model.dropout
         towers = config.model.towers
         convolutions = {

@@ -1,5 +1,6 @@
 """The training step: images a second, and the part that is of the fastest matrix products."""
 
+import contextlib
 import copy
 import math
 import os
@@ -38,6 +39,17 @@ def measure(config: ml_collections.ConfigDict, *, against: str = '') -> dict[str
     _leave_memory_to(against)
     product = MatrixProduct(config)
     result, rival = _rival(config, against, product.size)
+    with contextlib.closing(rival) if isinstance(rival, Torch) else contextlib.nullcontext():
+        return result | _compare(config, against, product, rival)
+
+
+def _compare(
+    config: ml_collections.ConfigDict,
+    against: str,
+    product: 'MatrixProduct',
+    rival: Plain | Torch | None,
+) -> dict[str, Any]:
+    """Time our step, the rival's and the products in turn."""
     ours = Ours(config)
     experiment, batch_size = ours.experiment, config.training.batch_size
     steps = {'ours': ours.train, **({against: rival.train} if rival else {})}
@@ -50,15 +62,12 @@ def measure(config: ml_collections.ConfigDict, *, against: str = '') -> dict[str
     }
     cases |= {name: lambda f=f: f(product.repeats) for name, f in products.items()}
     seconds = timing.interleaved(cases, rounds=_ROUNDS, warmup=2)
-    if isinstance(rival, Torch):
-        rival.close()
-
     flops = training_flops(count_macs(experiment.model, experiment.crop_shape))
     fastest = min(min(seconds[name]) for name in products)
     peak = product.repeats * product.flops / fastest
     images = batch_size * repeats
     rate = timing.rates('images_per_second', images, seconds['ours'])
-    result |= {
+    result = {
         **_describe(ours),
         'gflop_per_image': flops / 1e9,
         'peak_gflops': peak / 1e9,

@@ -1,5 +1,6 @@
 """The benchmarks of the step and of its layers: what is compared is the same function."""
 
+import functools
 import importlib.util
 import math
 
@@ -130,6 +131,40 @@ def test_a_comparison_takes_one_device_and_pytorch(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r'pip install -e "\.\[compare\]"'):
         step.measure(configuration(), against='torch')
+
+
+def test_what_the_other_programs_do_not_know_is_refused(ours):
+    params, _ = ours
+    for field, value in (('warmup_epochs', 1.0), ('rate_factors', (('bias', 2.0),))):
+        config = configuration()
+        config.optim[field] = value
+        for make in (problem.Plain, functools.partial(problem.Torch, product_size=8)):
+            with pytest.raises(UserError, match=rf'optim\.{field} = .* compare and time with'):
+                make(config, params)
+
+
+def test_the_other_process_ends_with_the_comparison(monkeypatch):
+    """Also with an error, such as a memory that is exhausted: it would keep its own."""
+
+    class Rival(problem.Torch):
+        closed = False
+
+        def __init__(self):
+            pass
+
+        def close(self):
+            self.closed = True
+
+    def fail(*_):
+        raise MemoryError
+
+    rival = Rival()
+    monkeypatch.setattr(step, '_rival', lambda *_: ({}, rival))
+    monkeypatch.setattr(step, 'Ours', fail)
+    monkeypatch.setattr(step, '_TURN_S', 0.01)
+    with pytest.raises(MemoryError):
+        step.measure(configuration(), against='torch')
+    assert rival.closed
 
 
 def test_a_sweep_ends_where_the_memory_does(monkeypatch):
