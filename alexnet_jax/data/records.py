@@ -5,7 +5,6 @@ whole ones, and the metadata comes last, so that a directory with `features.json
 """
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -20,6 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from alexnet_jax import locks
 from alexnet_jax.config import UserError
 from alexnet_jax.data import shard_files
 
@@ -138,7 +138,7 @@ def _check_recipe(directory: epath.Path, recipe: Mapping[str, Any]) -> None:
 def _claim(directory: epath.Path, recipe: Mapping[str, Any]) -> Iterator[None]:
     """Hold the directory for this process and this recipe; wait while another process holds it.
 
-    The recipe file is the lock too; the kernel lets go of it however its holder ends.
+    The recipe file is the lock too.
     """
     path = directory / _RECIPE
     try:
@@ -149,10 +149,7 @@ def _claim(directory: epath.Path, recipe: Mapping[str, Any]) -> Iterator[None]:
             f'cannot write {directory} ({error.strerror}); choose another one with --data_dir'
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            _logger.warning('no file locks (%s): write %s by one process only', error, directory)
+        locks.hold(file)
         if path.stat().length == 0 and all(entry == path for entry in directory.iterdir()):
             file.write(json.dumps(recipe, indent=2))
             file.flush()

@@ -3,45 +3,48 @@
 import contextlib
 import datetime
 import faulthandler
-import fcntl
 import json
 import logging
 import math
 import os
+import shlex
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from alexnet_jax import locks
 from alexnet_jax.config import UserError
 from alexnet_jax.parallel import processes
 
 _logger = logging.getLogger(__name__)
+_LOCK_WAIT_S = 120.0  # a job may be started again while its last end is still being written
 
 
 @contextlib.contextmanager
-def workdir_lock(workdir: epath.Path) -> Iterator[None]:
-    """Hold WORKDIR/LOCK for this run; raise UserError, naming the owner, when another run holds it.
+def workdir_lock(workdir: epath.Path, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
+    """Hold WORKDIR/LOCK for this run; process 0 does for all.
 
-    Process 0 holds it for all, and all must see it: the workdir is one directory.
+    Raises UserError, naming the owner, when another run holds it for `wait_s` from now on, and when
+    not all processes see it: the workdir is one directory.
     """
     with contextlib.ExitStack() as stack:
-        processes.from_first(lambda: stack.enter_context(_lock(workdir)))
+        processes.from_first(lambda: stack.enter_context(_lock(workdir, wait_s)))
         lock = workdir / 'LOCK'
         processes.require_same({'--workdir/LOCK': lock.read_text() if lock.exists() else 'absent'})
         yield
 
 
 @contextlib.contextmanager
-def _lock(workdir: epath.Path) -> Iterator[None]:
-    """Lock the file for this process; the kernel drops it when its owner ends, however it ends."""
+def _lock(workdir: epath.Path, wait_s: float) -> Iterator[None]:
+    """Lock the file for this process, and write into it who that is."""
     if '://' in str(workdir):
         raise UserError(f'--workdir={workdir} is not a local directory; only those were tried')
     try:
@@ -52,14 +55,10 @@ def _lock(workdir: epath.Path) -> Iterator[None]:
             f'cannot write to {workdir} ({error.strerror or error}); choose another --workdir'
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UserError(
-                f'{workdir} is in use by {file.read().strip() or "another process"}; '
-                'wait for it to end or choose another --workdir'
-            ) from error
+        if not locks.hold(file, 0.0):
+            _logger.warning('%s is in use by %s; waiting %g s', workdir, _owner(file), wait_s)
+            if not locks.hold(file, wait_s):
+                raise _in_use(workdir, _owner(file))
         file.truncate(0)
         owner = {
             'pid': os.getpid(),
@@ -70,6 +69,18 @@ def _lock(workdir: epath.Path) -> Iterator[None]:
         file.flush()
         os.fsync(file.fileno())  # for other machines to see
         yield
+
+
+def _owner(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read().strip() or 'another process'
+
+
+def _in_use(workdir: epath.Path, owner: str) -> UserError:
+    remedy = 'wait for it to end or choose another --workdir'
+    if f'"host": "{socket.gethostname()}"' not in owner:  # a lost machine's may stay on NFS
+        remedy += f'; if that run is known to be dead, rm {shlex.quote(str(workdir / "LOCK"))}'
+    return UserError(f'{workdir} is in use by {owner}; {remedy}')
 
 
 class StopSignal:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from etils import epath
+
+from alexnet_jax.config import UserError
+from alexnet_jax.training import guard
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40
@@ -134,11 +139,15 @@ def test_two_runs_in_one_workdir(tmp_path, data_dir):
     first = _start(tmp_path, data_dir)
     _wait_for_step(first, tmp_path, 1)
     first.send_signal(signal.SIGSTOP)
+    words = re.escape(f'{tmp_path} is in use by {{"pid": {first.pid}')
     try:
-        code, _, err = _finish(_start(tmp_path, data_dir))
+        with (
+            pytest.raises(UserError, match=words),
+            guard.workdir_lock(epath.Path(tmp_path), wait_s=0.0),
+        ):
+            pass
     finally:
         first.kill()
         first.communicate()
-    assert code == 2
-    assert f'error: {tmp_path} is in use by {{"pid": {first.pid}' in err
-    assert err.splitlines()[-1].startswith('error: ')
+    with guard.workdir_lock(epath.Path(tmp_path), wait_s=0.0):  # the kernel has let go of it
+        assert json.loads((tmp_path / 'LOCK').read_text())['pid'] == os.getpid()

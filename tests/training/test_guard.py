@@ -1,11 +1,23 @@
-"""The watchdog: what is late ends the process, a pause of the whole process does not."""
+"""The watchdog: what is late ends the process, a pause of it does not. The lock of the workdir."""
 
+import contextlib
+import errno
+import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+
+import pytest
+from etils import epath
+
+from alexnet_jax import locks
+from alexnet_jax.config import UserError
+from alexnet_jax.training import guard
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = """
@@ -64,3 +76,50 @@ def test_what_gets_on_what_is_slow_and_zero_end_nothing(tmp_path):
     for process in running:
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (0, 'the end\n'), err
+
+
+def _refusal(workdir: Path) -> str:
+    with (
+        pytest.raises(UserError) as caught,
+        guard.workdir_lock(epath.Path(workdir), wait_s=0.2),
+    ):
+        pass
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_held_workdir_is_refused_by_the_name_of_its_owner(tmp_path):
+    workdir = tmp_path / 'a run'
+    with guard.workdir_lock(epath.Path(workdir)):
+        line = _refusal(workdir)
+        assert line.startswith(f'{workdir} is in use by {{"pid": {os.getpid()}, "host": ')
+        assert 'rm ' not in line, 'this machine lives: its kernel lets go of the lock by itself'
+        (workdir / 'LOCK').write_text(json.dumps({'pid': 7, 'host': 'gone'}))
+        line = _refusal(workdir)
+    assert '{"pid": 7, "host": "gone"}' in line
+    assert line.endswith(f"if that run is known to be dead, rm '{workdir}/LOCK'")
+
+
+def test_a_run_that_is_started_again_waits_for_the_end_of_the_last(tmp_path, caplog):
+    workdir = epath.Path(tmp_path)
+    with contextlib.ExitStack() as last:
+        last.enter_context(guard.workdir_lock(workdir))
+        timer = threading.Timer(0.5, last.close)
+        timer.start()
+        with guard.workdir_lock(workdir, wait_s=60):
+            timer.join()
+    assert f'{tmp_path} is in use by ' in caplog.text
+    assert 'waiting 60 s' in caplog.text
+
+
+@pytest.mark.parametrize('reason', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, caplog, reason):
+    def flock(file, operation):
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(locks.fcntl, 'flock', flock)
+    with guard.workdir_lock(epath.Path(tmp_path)):
+        assert json.loads((tmp_path / 'LOCK').read_text())['pid'] == os.getpid()
+    (line,) = caplog.messages
+    assert os.strerror(reason) in line
+    assert str(tmp_path / 'LOCK') in line
