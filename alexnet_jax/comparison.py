@@ -9,7 +9,7 @@ from etils import epath
 
 from alexnet_jax import reproduction
 from alexnet_jax.config import UserError
-from alexnet_jax.reproduction import Run
+from alexnet_jax.runs import Run, read_runs
 
 
 def compare(directory: epath.Path, baseline: str, metric: str) -> dict[str, list[dict[str, Any]]]:
@@ -19,11 +19,11 @@ def compare(directory: epath.Path, baseline: str, metric: str) -> dict[str, list
     baseline's, with their values), `mean`, `min`, `max` over the `seeds` (errors in percent),
     `difference`, the mean of mean-minus-baseline over the seeds that both have (None if there is
     no such seed), and `told_apart`: both have three seeds or more, and the ranges from least to
-    largest have no value in common. And `left_out`, as `reproduction.read_runs`.
-    `metric` is one of `reproduction.METRICS`.
+    largest have no value in common. And `left_out`, as `runs.read_runs`.
+    `metric` is one of `runs.METRICS`.
     Raises UserError for a folder, a baseline or a metric that is not there.
     """
-    runs, left_out = reproduction.read_runs(directory)
+    runs, left_out = read_runs(directory)
     chosen = [run for run in runs if run.name == baseline]
     if not chosen:
         known = ', '.join(run.name for run in runs) or 'none'

@@ -8,10 +8,11 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import tqdm
 from etils import epath
 
@@ -181,6 +182,35 @@ def read_rows(path: epath.Path) -> list[dict[str, Any]]:
                 f'sed -i {number}d {shlex.quote(str(path))}'
             ) from error
     return rows
+
+
+def epoch_means(epochs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return, for each epoch, the mean of where its steps ended and the mean of their values.
+
+    `epochs` [n] is where each step ended, so epoch e (from 0) holds those in (e, e + 1].
+    """
+    which = np.ceil(epochs).astype(int) - 1
+    of_epoch = [which == epoch for epoch in np.unique(which)]
+    where, means = (np.array([x[steps].mean() for steps in of_epoch]) for x in (epochs, values))
+    return where, means
+
+
+def epochs_to_error(rows: Sequence[Mapping[str, Any]], error: float) -> float | None:
+    """Return the epoch at which the training error falls to `error`; None if it does not.
+
+    The training error is the mean of the logged steps of each epoch, with straight lines between
+    (Paper, Fig. 1): of the batches as they were learned from, not of one network on the whole set.
+    """
+    logged = [row for row in rows if 'train/top1_error' in row]
+    epochs, errors = epoch_means(
+        np.array([row['epoch'] for row in logged], float),
+        np.array([row['train/top1_error'] for row in logged], float),
+    )
+    below = np.flatnonzero(errors <= error)
+    if not below.size:
+        return None
+    around = slice(max(below[0] - 1, 0), below[0] + 1)
+    return float(np.interp(-error, -errors[around], epochs[around]))
 
 
 def _drop_rows_after(path: epath.Path, step: int) -> float:

@@ -43,6 +43,8 @@ TOTAL_MACS_ONE_TOWER = 1_135_256_096
 # Layers at which the towers exchange activations: Paper 3.2 and Fig. 2.
 EXCHANGES = ('conv3', 'fc6', 'fc7', 'fc8')
 
+TRAINING_ERROR = 0.25  # at which Fig. 1 compares ReLU with tanh
+
 # What the report holds runs against: each network of the paper as fields of a configuration.
 
 ANY: frozenset = frozenset()  # a field that may have any value; a set that is not empty: one of it
@@ -57,17 +59,22 @@ class Experiment(NamedTuple):
     epochs: tuple[float, float] = (85.0, 95.0)  # "roughly 90", Paper 5; the author's 91 and 93
     pretrained_on: str = ''  # the data set of the run that it began from
     members: Mapping[str, int] = types.MappingProxyType({})  # of an ensemble: how many of which
+    may_differ: tuple[str, ...] = ()  # fields that the report names where they do
 
 
 class Claim(NamedTuple):
-    """One figure. Errors are in percent; with `less`, by how much they are above that one's."""
+    """One figure. Errors in percent; with `less`, by how much they are above that one's."""
 
     experiment: str
-    metric: str  # of the last evaluation
+    metric: str  # of the last evaluation; or EPOCHS
     paper: float | None
     run_2012: float | None  # the author's own run, 2012 source, layers/layer-params-*.cfg
     source: str
     less: str = ''
+    times: str = ''  # how many times that one's
+
+
+EPOCHS = f'epochs to {100 * TRAINING_ERROR:g} % training error'
 
 
 def _convolution(name: str, **fields: Any) -> dict[str, Any]:
@@ -143,6 +150,29 @@ RECIPES: tuple[Mapping[str, Any], ...] = (
     },
 )
 
+# The author's networks for CIFAR-10, layers-conv-local-13pct.cfg.
+_13_PERCENT = {
+    **{'model.num_classes': 10, 'model.towers': 1, 'model.dropout': 0.0},
+    **_convolution('conv1', features=64, kernel=5, padding=(2, 2), init_std=1e-4, pool_window=3),
+    **_convolution('conv2', features=64, kernel=5, padding=(2, 2), pool_window=3),
+    **{'model.conv1.pool_partial': True, 'model.conv2.pool_partial': True},
+    **_convolution('conv3', features=32, local=True, init_std=0.04),
+    **_convolution('conv4', features=32, local=True, init_std=0.04),
+    **{'model.conv5.features': 0, 'model.fc6.features': 0, 'model.fc7.features': 0},
+    **{'data.name': 'cifar10', 'data.eval_split': 'test'},
+    **{'data.train_examples': 50_000, 'data.eval_examples': 10_000},
+    **{'augment.crop_px': 24, 'augment.colour_std': 0.0, 'optim.learning_rate': 0.001},
+    **{'optim.weight_decay': 0.004, 'optim.rate_factors': (('bias', 2.0),)},
+    'optim.decay_factors': (('bias', 0.0), ('conv1', 0.0), ('conv2', 0.0)),
+}
+# The four layers of Fig. 1: "no regularization of any kind", the rate as each is fastest.
+_FIG_1 = {
+    **_13_PERCENT,
+    **{'augment.crop_px': 32, 'augment.random_crop': False, 'augment.mirror': False},
+    **{'optim.learning_rate': ANY, 'optim.weight_decay': 0.0, 'optim.decay_factors': ()},
+}
+_WIDTHS = tuple(f'model.conv{n}.features' for n in (1, 2, 3, 4))
+_LEFT_OPEN = ('training.batch_size', *_WIDTHS)  # by what the paper says of Fig. 1
 _2010 = {
     'data.name': 'imagenet2010',
     'data.eval_split': 'test',
@@ -155,7 +185,7 @@ _ONE_GPU = {
 }
 _CNN_STAR = '1 CNN*, conv6 and pre-trained on the Fall 2011 release'
 _NO_LABELS = 'the labels of that test were never published'
-_OWN_REPORT = 'configs/cifar10_13pct.py and cifar10_11pct.py; this report does not read them yet'
+_RELU, _TANH = (f'{unit}, four layers on CIFAR-10' for unit in ('ReLU', 'tanh'))
 EXPERIMENTS = (
     Experiment('1 CNN, ILSVRC-2010 test', _2010),
     Experiment('1 CNN, ILSVRC-2012 validation', {}),
@@ -210,18 +240,37 @@ EXPERIMENTS = (
     Experiment('no conv3', {'model.conv3.features': 0}),
     Experiment('no conv4', {'model.conv4.features': 0}),
     Experiment('dropout, its iterations', note='no rule says when a run has converged'),
+    Experiment(_RELU, _FIG_1, epochs=(0.0, math.inf), may_differ=('data.name', *_LEFT_OPEN)),
     Experiment(
-        'tanh, its epochs to 25 % training error on CIFAR-10',
-        note='configs/relu_vs_tanh.py, a run for each; this report does not read them yet',
+        _TANH,
+        {**_FIG_1, 'model.activation': 'tanh'},
+        epochs=(0.0, math.inf),
+        may_differ=('data.name', *_LEFT_OPEN),
     ),
-    Experiment('four layers on CIFAR-10, no norm', note=_OWN_REPORT),
-    Experiment('four layers on CIFAR-10, with norm', note=_OWN_REPORT),
+    # The drops of the rate are the files', and training ended some epochs after the last.
+    Experiment(
+        'four layers on CIFAR-10, no norm',
+        _13_PERCENT,
+        epochs=(110.0, 140.0),
+        may_differ=('data.name',),
+    ),
+    Experiment(
+        'four layers on CIFAR-10, with norm',
+        {
+            **_13_PERCENT,
+            **{'model.conv1.lrn': True, 'model.conv1.order': ('activation', 'pool', 'lrn')},
+            **{'model.conv2.lrn': True, 'model.conv3.features': 64},
+            **{'model.lrn.k': 1.0, 'model.lrn.n': 9, 'model.lrn.alpha': 0.001},
+            'model.lrn.divide_alpha': True,
+        },
+        epochs=(510.0, 540.0),
+        may_differ=('data.name',),
+    ),
 )
 
 _TOP1, _TOP5 = 'eval/top1_error_10_views', 'eval/top5_error_10_views'
 _2010_TEST, _2012 = '1 CNN, ILSVRC-2010 test', '1 CNN, ILSVRC-2012 validation'
 _SEVEN, _FALL_2009 = '7 CNNs*, ILSVRC-2012 validation', EXPERIMENTS[7].name
-_TANH = 'tanh, its epochs to 25 % training error on CIFAR-10'
 CLAIMS = (
     Claim(_2010_TEST, _TOP1, 37.5, 37.4727, 'Paper Table 1; #145-2010'),
     Claim(_2010_TEST, _TOP5, 17.0, 16.9987, 'Paper Table 1; #145-2010'),
@@ -260,7 +309,9 @@ CLAIMS = (
     Claim('no conv3', _TOP1, 2.0, None, 'Paper 7, "about 2 %"', _2012),
     Claim('no conv4', _TOP1, 2.0, None, 'Paper 7, "about 2 %"', _2012),
     Claim('dropout, its iterations', 'times as many', 2.0, None, 'Paper 4.2, "roughly"'),
-    Claim(_TANH, 'times as many', 6.0, None, 'Paper 3.1, Fig. 1'),
+    Claim(_RELU, EPOCHS, None, None, 'Paper 3.1, Fig. 1'),
+    Claim(_TANH, EPOCHS, None, None, 'Paper 3.1, Fig. 1'),
+    Claim(_TANH, EPOCHS, 6.0, None, 'Paper 3.1, Fig. 1', times=_RELU),
     Claim('four layers on CIFAR-10, no norm', 'eval/top1_error', 13.0, None, 'Paper 3.3'),
     Claim('four layers on CIFAR-10, with norm', 'eval/top1_error', 11.0, None, 'Paper 3.3'),
 )

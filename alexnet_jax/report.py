@@ -15,7 +15,7 @@ from alexnet_jax import comparison
 from alexnet_jax import reproduction as reproduction_lib
 from alexnet_jax.arguments import Parser
 from alexnet_jax.config import UserError
-from alexnet_jax.reproduction import METRICS
+from alexnet_jax.runs import METRICS
 
 _RUNS = 'a folder of workdirs'
 
@@ -72,7 +72,7 @@ def markdown(report: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         '|---|---|---|---|---|---|---|',
     ]
     for row in report['rows']:
-        note = f': {row["note"]}' if row['note'] and row['status'] == 'not run' else ''
+        note = f': {row["note"]}' if row['note'] else ''
         cells = [row['claim'], _number(row['paper']), _number(row['run_2012']), _ours(row)]
         lines.append(_table_row(*cells, row['seeds'], row['status'] + note, row['source']))
     if report['others']:

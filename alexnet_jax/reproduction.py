@@ -1,17 +1,15 @@
 """Finished runs held against the paper's claims: which run is of which claim, and what it says."""
 
 import collections
-import dataclasses
 import json
-import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from alexnet_jax import config as config_lib
 from alexnet_jax import paper
-from alexnet_jax.config import UserError
+from alexnet_jax.runs import METRICS, Run, read_runs
 
 # What two runs of the same experiment may differ in; their seeds are counted.
 FREE = (
@@ -24,20 +22,6 @@ FREE = (
 )
 # What changes neither what a run computes nor the data it is judged on: seed and places.
 _PLACES = ('seed', 'parallel.', 'checkpoint.', 'log.', 'data.dir', 'data.read', 'data.prefetch')
-_FILES = ('config.json', 'environment.json', 'metrics.jsonl')
-METRICS = tuple(f'eval/top{k}_error{views}' for views in ('', '_10_views') for k in (1, 5))
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A finished run, or a finished ensemble."""
-
-    name: str
-    fields: Mapping[str, Any]  # its configuration, flat
-    epoch: float  # at the last evaluation
-    metrics: Mapping[str, float]  # of the last evaluation
-    init_data: str = ''  # the data set of the run that it began from
-    members: tuple['Run', ...] = ()
 
 
 def reproduction(directory: epath.Path) -> dict[str, list[dict[str, Any]]]:
@@ -49,113 +33,14 @@ def reproduction(directory: epath.Path) -> dict[str, list[dict[str, Any]]]:
     when there is no such folder.
     """
     runs, left_out = read_runs(directory)
-    found = {
-        experiment.name: [run for run in runs if is_of(experiment, run)]
-        for experiment in paper.EXPERIMENTS
-    }
+    found = {experiment.name: _variants(experiment, runs) for experiment in paper.EXPERIMENTS}
     notes = {experiment.name: experiment.note for experiment in paper.EXPERIMENTS}
-    used = {run.name for chosen in found.values() for run in chosen}
+    used = {run.name for variants in found.values() for same in variants.values() for run in same}
     return {
         'rows': [_row(claim, found, notes) for claim in paper.CLAIMS],
         'others': _others([run for run in runs if run.name not in used]),
         'left_out': left_out,
     }
-
-
-def read_runs(directory: epath.Path) -> tuple[list[Run], list[dict[str, str]]]:
-    """Return the finished runs in a folder, and `run` and `reason` of what is left out.
-
-    A folder that has none of a run's files is none, and not listed. Raises UserError when there is
-    no such folder.
-    """
-    if not directory.is_dir():
-        raise UserError(f'{directory} is no folder; name that of the workdirs with --runs=DIR')
-    runs, left_out = [], []
-    for path in sorted(directory.iterdir()):
-        if any((path / name).exists() for name in _FILES):
-            try:
-                runs.append(read_run(path))
-            except ValueError as error:
-                left_out.append({'run': path.name, 'reason': str(error)})
-    return runs, left_out
-
-
-def read_run(path: epath.Path) -> Run:
-    """Read a workdir; raise ValueError, with the reason, if it holds no finished run."""
-    config = _json(path / 'config.json')
-    _json(path / 'environment.json')
-    rows = [_parse(line, 'metrics.jsonl') for line in _lines(path / 'metrics.jsonl')]
-    try:
-        fields = _fields(config)
-        evaluations = [row for row in rows if row['kind'] == 'eval']
-        last_step = max((row['step'] for row in rows), default=0)
-        if not evaluations or evaluations[-1]['step'] < last_step:
-            raise ValueError(f'it has no evaluation at its last step, {last_step}')
-        last = evaluations[-1]
-        metrics = {name: last[name] for name in (*METRICS, 'eval/loss') if name in last}
-        if not all(_is_metric(name, value) for name, value in metrics.items()):
-            raise ValueError(f'its last evaluation is damaged: {last}')
-        members: tuple[Run, ...] = ()
-        if fields.get('evaluation.ensemble'):
-            members = tuple(_member(path.name, m) for m in _json(path / 'members.json'))
-        else:
-            _require_finished(fields, last['step'], last['epoch'])
-        starts = [row for row in rows if row.get('event') == 'started']
-        # The last one: what was killed before its first save has left one, too.
-        init_data = starts[-1].get('init_data', '') if starts else ''
-        return Run(path.name, fields, last['epoch'], metrics, init_data, members)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f'its files are damaged ({type(error).__name__}: {error})') from error
-
-
-def _fields(config: Any) -> dict[str, Any]:
-    """Return a configuration flat; raise KeyError if it lacks what every run has."""
-    fields = config_lib.flatten(config)
-    _ = [fields[name] for name in ('seed', 'data.name', 'data.train_split', 'data.eval_split')]
-    return fields
-
-
-def _member(ensemble: str, member: Mapping[str, Any]) -> Run:
-    fields = _fields(member['config'])
-    _require_finished(fields, member['step'], member['epoch'])
-    place, epoch, init_data = member['place'], member['epoch'], member['init_data']
-    return Run(f'{ensemble}/{place}', fields, epoch, {}, init_data)
-
-
-def _require_finished(fields: Mapping[str, Any], step: int, epoch: float) -> None:
-    steps, epochs = fields['training.total_steps'], fields['training.total_epochs']
-    if step < steps or (not steps and epoch < epochs):
-        end = f'step {steps}' if steps else f'epoch {epochs:g}'
-        raise ValueError(f'it ended at step {step}, epoch {epoch:g}, and was to go on to {end}')
-
-
-def _is_metric(name: str, value: Any) -> bool:
-    return math.isfinite(value) and value >= 0 and (value <= 1 or name == 'eval/loss')
-
-
-def _lines(path: epath.Path) -> list[str]:
-    lines = _read(path).split('\n')
-    if lines.pop():
-        raise ValueError(f'the last line of its {path.name} is cut short')
-    return lines
-
-
-def _json(path: epath.Path) -> Any:
-    return _parse(_read(path), path.name)
-
-
-def _read(path: epath.Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f'its {path.name} cannot be read ({type(error).__name__})') from error
-
-
-def _parse(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'its {name} is damaged ({error})') from error
 
 
 def differences(experiment: paper.Experiment, run: Run) -> list[str]:
@@ -205,7 +90,7 @@ def is_of(experiment: paper.Experiment, run: Run) -> bool:
     if experiment.fields is None or len(run.members) != sum(experiment.members.values()):
         return False
     if not experiment.members:
-        return not differences(experiment, run)
+        return set(differences(experiment, run)) <= set(experiment.may_differ)
     by_name = {other.name: other for other in paper.EXPERIMENTS}
     for name, count in experiment.members.items():
         seeds = [m.fields['seed'] for m in run.members if not differences(by_name[name], m)]
@@ -218,15 +103,36 @@ def is_of(experiment: paper.Experiment, run: Run) -> bool:
     )
 
 
+def _variants(experiment: paper.Experiment, runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return the runs of an experiment by what is not its own in them, `field value, ...`."""
+    variants = collections.defaultdict(list)
+    for run in runs:
+        if is_of(experiment, run):
+            other = [] if experiment.members else differences(experiment, run)
+            variants[', '.join(f'{name} {run.fields[name]}' for name in other)].append(run)
+    return variants
+
+
 def _row(
-    claim: paper.Claim, found: Mapping[str, list[Run]], notes: Mapping[str, str]
+    claim: paper.Claim, found: Mapping[str, Mapping[str, list[Run]]], notes: Mapping[str, str]
 ) -> dict[str, Any]:
-    ours = summarise(found[claim.experiment], claim.metric)
+    """Make a row of the variant nearest to the claim that has what the claim is about."""
     words = claim.metric.removeprefix('eval/').replace('_', ' ')
-    if claim.less:
-        base = summarise(found[claim.less], claim.metric)
-        words += f', above that of {claim.less}'
-        ours = ours and base and _subtract(ours, base)
+    summaries = {
+        variant: summary
+        for variant, runs in found[claim.experiment].items()
+        if (summary := summarise(runs, claim.metric))
+    }
+    if base := claim.less or claim.times:
+        words += f', {"above" if claim.less else "times"} that of {base}'
+        combine = operator.sub if claim.less else operator.truediv
+        summaries = {
+            variant: _combine(combine, ours, theirs)
+            for variant, ours in summaries.items()
+            if (theirs := summarise(found[base].get(variant, []), claim.metric))
+        }
+    variant = min(summaries, key=len, default='')
+    ours = summaries.get(variant)
     return {
         'claim': f'{claim.experiment}: {words}',
         'paper': claim.paper,
@@ -238,13 +144,16 @@ def _row(
         'status': 'measured' if ours else 'not run',
         'runs': ours['runs'] if ours else [],
         'source': claim.source,
-        'note': notes[claim.experiment],
+        'note': variant or notes[claim.experiment],
     }
 
 
 def summarise(runs: Sequence[Run], metric: str) -> dict[str, Any] | None:
-    """Return mean, least and largest over the seeds, errors in percent; each seed counts once."""
-    scale = 1 if metric == 'eval/loss' else 100
+    """Return mean, least and largest over the seeds, errors in percent; each seed counts once.
+
+    Of several rates of one seed the one that is there in the fewest epochs counts (Paper 3.1).
+    """
+    scale = 100 if metric in METRICS else 1
     seeds = collections.defaultdict(list)
     with_metric = [run for run in runs if metric in run.metrics]
     for run in with_metric:
@@ -252,7 +161,9 @@ def summarise(runs: Sequence[Run], metric: str) -> dict[str, Any] | None:
         seeds[tuple(sorted(m.fields['seed'] for m in chosen))].append(scale * run.metrics[metric])
     if not seeds:
         return None
-    values = [sum(same) / len(same) for same in seeds.values()]
+    values = [
+        min(same) if metric == paper.EPOCHS else sum(same) / len(same) for same in seeds.values()
+    ]
     return {
         'mean': round(sum(values) / len(values), 6),
         'min': round(min(values), 6),
@@ -262,11 +173,13 @@ def summarise(runs: Sequence[Run], metric: str) -> dict[str, Any] | None:
     }
 
 
-def _subtract(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+def _combine(
+    function: Callable[[float, float], float], a: Mapping[str, Any], b: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
-        'mean': round(a['mean'] - b['mean'], 6),
-        'min': round(a['min'] - b['max'], 6),
-        'max': round(a['max'] - b['min'], 6),
+        'mean': round(function(a['mean'], b['mean']), 6),
+        'min': round(function(a['min'], b['max']), 6),
+        'max': round(function(a['max'], b['min']), 6),
         'seeds': min(a['seeds'], b['seeds']),
         'runs': [*a['runs'], *b['runs']],
     }

@@ -1,13 +1,19 @@
-"""The four-layer network of Fig. 1, with ReLU or tanh (`model.activation`).
+r"""The four-layer network of Fig. 1, with ReLU or tanh: which learns faster, and by how much.
 
-    python -m alexnet_jax.main --config=configs/relu_vs_tanh.py --data_dir=DIR
+    for unit in relu tanh; do for rate in 0.001 0.002 0.004; do
+      python -m alexnet_jax.main --config=configs/relu_vs_tanh.py --data_dir=DIR \
+          --config.model.activation=$unit --config.optim.learning_rate=$rate \
+          --workdir=runs/${unit}_$rate
+    done; done
+    python -m alexnet_jax.figures relu_vs_tanh runs/relu_* runs/tanh_* --output=relu_vs_tanh.svg
 
 Needs:    tfds's `cifar10`, or as configs/cifar10.py makes it.
-Cost:     minutes on a GPU, to 25 % training error. Not run.
+Cost:     0.2 GFLOP an image; minutes on a GPU, to 25 % training error.
 Expected: 25 % training error with ReLU in a sixth of tanh's epochs (Paper 3.1).
 
-As in Fig. 1 nothing regularises it: no decay, no dropout, no augmentation. The rate is to be tuned
-for each of the two.
+As in Fig. 1 nothing regularises it: no decay, no dropout, no augmentation; and each unit has the
+rate with which it is fastest. On a CPU first look at each rate for a third of an epoch,
+`--config.training.total_epochs=0.32`; the same command with more epochs goes on with the best.
 """
 
 import ml_collections
@@ -20,6 +26,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = cifar10_13pct.get_config()
     config.augment.update(crop_px=32, random_crop=False, mirror=False)
     config.optim.update(weight_decay=0.0, decay_factors=(), schedule='constant')
-    config.training.total_epochs = 40.0
+    config.training.update(total_epochs=40.0, log_every_steps=10)
     config.evaluation.final_views = 1
     return config

@@ -5,7 +5,6 @@ import math
 import re
 import xml.etree.ElementTree
 
-import numpy as np
 import pytest
 
 from alexnet_jax import figures
@@ -13,10 +12,17 @@ from alexnet_jax import figures
 pytest.importorskip('matplotlib')
 
 
-def write_run(directory, classes=10, losses=(2.0, 1.0, 0.5, 0.25), torn=False):
+def write_run(
+    directory, classes=10, losses=(2.0, 1.0, 0.5, 0.25), torn=False, unit='relu', rate=0.01, **rest
+):
     """Write a run of two epochs with two steps each, evaluated at the end."""
     directory.mkdir()
-    (directory / 'config.json').write_text(json.dumps({'model': {'num_classes': classes}}))
+    config = {
+        'model': {'num_classes': classes, 'activation': unit},
+        'optim': {'learning_rate': rate},
+        **rest,
+    }
+    (directory / 'config.json').write_text(json.dumps(config))
     records = [{'step': 0, 'epoch': 0.0, 'kind': 'event', 'event': 'started'}]
     for step, loss in enumerate(losses, 1):
         values = {'train/loss': loss, 'train/top1_error': loss / 4}
@@ -26,13 +32,6 @@ def write_run(directory, classes=10, losses=(2.0, 1.0, 0.5, 0.25), torn=False):
     text = ''.join(json.dumps(record) + '\n' for record in records)
     (directory / 'metrics.jsonl').write_text(text[:-5] if torn else text)
     return str(directory)
-
-
-def test_an_epoch_holds_the_steps_that_end_in_it():
-    epochs, values = np.array([0.25, 0.5, 0.75, 1.0, 1.25, 3.0]), np.array([1, 2, 3, 6, 5, 7])
-    where, means = figures.epoch_means(epochs, values)
-    assert where.tolist() == [0.625, 1.25, 3.0]
-    assert means.tolist() == [3.0, 5.0, 7.0]
 
 
 def test_the_lines_are_the_metrics(tmp_path, monkeypatch):
@@ -70,6 +69,52 @@ def test_the_command_writes_the_same_svg_twice(tmp_path, capsys):
     assert files[0].read_bytes() == files[1].read_bytes()
     texts = [e.text for e in xml.etree.ElementTree.parse(files[0]).iter() if e.tag.endswith('text')]
     assert {'Two epochs', 'chance', 'epoch', 'cross-entropy', 'top-1 error'} <= set(texts)
+
+
+def test_fig_1_takes_each_unit_at_its_best_rate(tmp_path, monkeypatch, capsys):
+    kept = []
+    monkeypatch.setattr(figures, '_save', lambda figure, output: kept.append(figure))
+    # Errors are a quarter of the losses: means of the epochs, at 0.75 and 1.75, and 25 % between.
+    runs = [
+        write_run(tmp_path / 'slow', losses=(2.0, 2.0, 1.0, 1.0), rate=0.5),  # 0.5, 0.25
+        write_run(tmp_path / 'best', losses=(1.5, 1.5, 0.5, 0.5), rate=0.25),  # 0.375, 0.125
+        write_run(tmp_path / 'tanh', losses=(4.0, 2.0, 1.0, 0.6), unit='tanh'),  # 0.75, 0.2
+        write_run(tmp_path / 'never', losses=(4.0, 2.0, 1.1, 1.1), unit='tanh', rate=1.0),
+    ]
+    assert figures.main(['relu_vs_tanh', *runs, '--output', 'x.svg', '--json']) == 0
+    _, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
+    assert [row['run'] for row in found['runs']] == ['slow', 'best', 'tanh', 'never']
+    tanh = 0.75 + 0.5 / 0.55
+    assert [row['epoch'] for row in found['runs']] == [1.75, 1.25, round(tanh, 4), None]
+    assert found['ratio'] == round(round(tanh, 4) / 1.25, 4)
+    slow, best, tanh, never, mark = kept[0].axes[0].lines
+    assert best.get_xydata().tolist() == [[0.75, 0.375], [1.75, 0.125]]
+    assert mark.get_ydata()[0] == 0.25
+    assert slow.get_linewidth() == never.get_linewidth() < best.get_linewidth()
+    assert best.get_linewidth() == tanh.get_linewidth()
+    assert [text.get_text() for text in kept[0].axes[0].get_legend().get_texts()] == [
+        'relu, rate 0.25: 25 % after 1.25 epochs',
+        'tanh, rate 0.01: 25 % after 1.66 epochs',
+    ]
+    assert figures.main(['relu_vs_tanh', runs[1], runs[3], '--output', 'x.svg']) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        'best: relu, rate 0.25: 25 % after 1.25 epochs',
+        'never: tanh, rate 1: not at 25 % in 2.00 epochs',
+        "tanh's epochs over ReLU's: not known",
+    ]
+
+
+def test_fig_1_refuses_runs_that_cannot_be_compared(tmp_path, capsys):
+    relu = write_run(tmp_path / 'relu', seed=0, training={'total_epochs': 4})
+    other = write_run(tmp_path / 'other', seed=1, unit='tanh', training={'total_epochs': 9})
+    sigmoid = write_run(tmp_path / 'sigmoid', unit='sigmoid')
+    for run, words in ((other, 'other has seed 1 and .*relu 0'), (sigmoid, "activation 'sigmoid'")):
+        assert figures.main(['relu_vs_tanh', relu, run, '--output', str(tmp_path / 'x.svg')]) == 2
+        err = capsys.readouterr().err
+        assert err.count('\n') == 1
+        assert re.search(words, err), err
+    assert not (tmp_path / 'x.svg').exists()
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ FLOORS = (
     | {'training.checkpoint', 'training.manifest', 'training.guard', 'training.describe'}
     | {'training.provenance', 'training.pretrained', 'training.ensemble', 'training.check'}
     | {'training.evaluate_checkpoint'},
-    {'command_line', 'reproduction', 'comparison'}
+    {'command_line', 'reproduction', 'comparison', 'runs'}
     | {'benchmarks.timing', 'benchmarks.input', 'benchmarks.prepare', 'benchmarks.prediction'}
     | {'benchmarks.communication', 'benchmarks.end_to_end', 'benchmarks.startup'}
     | {'benchmarks.step', 'benchmarks.layers', 'benchmarks.problem'}
@@ -37,7 +37,8 @@ FLOORS = (
     {'main', 'prepare', 'figures', 'benchmark', 'report'},
 )
 ARROWS = {
-    'comparison': {'reproduction'},
+    'comparison': {'reproduction', 'runs'},
+    'reproduction': {'runs'},
     'config': {'fields'},
     'metrics': {'config'},
     'parallel.mesh': {'parallel.collectives'},

@@ -11,7 +11,8 @@ from etils import epath
 from alexnet_jax import comparison, paper, report, reproduction
 from alexnet_jax import config as config_lib
 from alexnet_jax.config import UserError
-from configs import alexnet, digits
+from alexnet_jax.runs import Run, read_run
+from configs import alexnet, cifar10_13pct, digits, relu_vs_tanh
 
 TOP1 = '1 CNN, ILSVRC-2012 validation: top1 error 10 views'
 ONE_CROP = {'eval/loss': 1.8, 'eval/top1_error': 0.43, 'eval/top5_error': 0.2}
@@ -74,6 +75,10 @@ def _measured(root):
         ('no_colour', 'no colour noise'),
         ('no_conv3', 'no conv3'),
         ('no_conv4', 'no conv4'),
+        ('cifar10_13pct', 'four layers on CIFAR-10, no norm'),
+        ('cifar10_11pct', 'four layers on CIFAR-10, with norm'),
+        ('relu_vs_tanh', 'ReLU, four layers on CIFAR-10'),
+        ('cifar10', None),
         ('tanh', None),
         ('no_augmentation', None),
         ('centre_crop', None),
@@ -88,7 +93,7 @@ def test_configurations_are_those_of_their_claims_and_of_no_other(file, experime
     config = importlib.import_module(f'configs.{file}').get_config()
     flat = config_lib.flatten(json.loads(config_lib.to_json(config)))
     init_data = 'imagenet_fall2011/1.0.0' if file == 'cnn_star' else ''
-    run = reproduction.Run('x', flat, config.training.total_epochs, {}, init_data)
+    run = Run('x', flat, config.training.total_epochs, {}, init_data)
     found = [e.name for e in paper.EXPERIMENTS if reproduction.is_of(e, run)]
     assert found == [experiment] * (experiment is not None)
 
@@ -114,7 +119,7 @@ def test_every_field_defines_a_claim_or_is_free():
 
 def test_figures_of_the_paper():
     """Table 1, Table 2 and the drops of Paper 3, as read in the paper."""
-    claims = {(c.experiment, c.metric, c.less): c for c in paper.CLAIMS}
+    claims = {(c.experiment, c.metric, c.less or c.times): c for c in paper.CLAIMS}
     assert len(claims) == len(paper.CLAIMS)
     names = {experiment.name for experiment in paper.EXPERIMENTS}
     assert {c.experiment for c in paper.CLAIMS} == names
@@ -251,7 +256,7 @@ def test_a_start_that_was_killed_before_its_first_save_does_not_count(tmp_path):
     first, *others = path.read_text().splitlines(keepends=True)
     again = json.dumps({'step': 0, 'epoch': 0.0, 'kind': 'event', 'event': 'started'}) + '\n'
     path.write_text(''.join([first, again, *others]))
-    assert reproduction.read_run(epath.Path(directory)).init_data == ''
+    assert read_run(epath.Path(directory)).init_data == ''
 
 
 def _write_ensemble(root, name, seeds, fields=None):
@@ -404,6 +409,70 @@ def test_errors_are_one_line(tmp_path, capsys, arguments, words):
     err = capsys.readouterr().err
     assert err.count('\n') == 1
     assert re.search(words, err)
+
+
+def _fig_1(root, name, unit, epochs, fields=None):
+    """Write a run of Fig. 1's network that is at 25 % training error after so many epochs."""
+    fields = {'model.activation': unit, 'optim.learning_rate': 0.002, **(fields or {})}
+    directory = _write(root, name, fields, config=relu_vs_tanh.get_config(), epoch=40.0)
+    rows = [
+        {'step': 1, 'epoch': epochs - 1, 'kind': 'train', 'train/top1_error': 0.5},
+        {'step': 2, 'epoch': epochs, 'kind': 'train', 'train/top1_error': 0.25},
+    ]
+    path = directory / 'metrics.jsonl'
+    event, *rest = path.read_text().splitlines(keepends=True)
+    rest = [line for line in rest if '"train"' not in line]
+    path.write_text(event + ''.join(json.dumps(row) + '\n' for row in rows) + ''.join(rest))
+
+
+RELU, TANH = (f'{unit}, four layers on CIFAR-10: {paper.EPOCHS}' for unit in ('ReLU', 'tanh'))
+RATIO = f'{TANH}, times that of ReLU, four layers on CIFAR-10'
+
+
+def test_fig_1_is_a_ratio_of_epochs(tmp_path):
+    _fig_1(tmp_path, 'relu', 'relu', 4.0)
+    assert _measured(tmp_path) == {RELU}
+    _fig_1(tmp_path, 'slow', 'relu', 8.0, {'optim.learning_rate': 0.001})
+    _fig_1(tmp_path, 'tanh', 'tanh', 20.0)
+    rows = _rows(tmp_path)
+    assert (rows[RELU]['ours'], rows[TANH]['ours'], rows[RATIO]['ours']) == (4.0, 20.0, 5.0)
+    assert (rows[RATIO]['paper'], rows[RATIO]['seeds'], rows[RATIO]['note']) == (6.0, 1, '')
+    assert rows[RATIO]['runs'] == ['tanh', 'relu', 'slow']
+
+
+def test_fig_1_compares_like_with_like_and_names_what_is_not_the_paper_s(tmp_path, capsys):
+    jpeg = {'data.name': 'cifar10_jpeg', 'model.conv1.features': 32}
+    _fig_1(tmp_path, 'relu', 'relu', 4.0)
+    _fig_1(tmp_path, 'tanh jpeg', 'tanh', 20.0, jpeg)
+    assert _measured(tmp_path) == {RELU, TANH}
+    _fig_1(tmp_path, 'relu jpeg', 'relu', 5.0, jpeg)
+    rows = _rows(tmp_path)
+    assert (rows[RELU]['ours'], rows[RELU]['note']) == (4.0, '')
+    assert rows[RATIO]['ours'] == 4.0
+    note = 'data.name cifar10_jpeg, model.conv1.features 32'
+    assert rows[RATIO]['note'] == note
+    assert report.main(['reproduction', '--runs', str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert f'| {RATIO} | 6 | - | 4.00 | 1 | measured: {note} | Paper 3.1, Fig. 1 |' in text
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [{'optim.weight_decay': 0.001}, {'augment.mirror': True}, {'model.conv3.local': False}],
+)
+def test_fig_1_has_no_regularisation_and_its_own_layers(tmp_path, fields):
+    _fig_1(tmp_path, 'relu', 'relu', 4.0, fields)
+    assert not _measured(tmp_path)
+
+
+def test_four_layers_on_cifar10_are_named_by_their_data(tmp_path):
+    claim = 'four layers on CIFAR-10, no norm: top1 error'
+    config = cifar10_13pct.get_config()
+    fields = {'data.name': 'cifar10_jpeg'}
+    _write(tmp_path, 'a', fields, config=config, epoch=120.0, **{'eval/top1_error': 0.13})
+    row = _rows(tmp_path)[claim]
+    assert (row['ours'], row['paper'], row['note']) == (13.0, 13.0, 'data.name cifar10_jpeg')
+    assert _measured(tmp_path) == {claim}
 
 
 def test_the_committed_results_are_read():
