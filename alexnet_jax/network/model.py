@@ -104,12 +104,9 @@ class AlexNet(nn.Module):
         convolution = LocalConvolution if layer.pop('local') else TowerConvolution
         towers = convolution(
             **layer,
-            initializer=self.initializer,
+            **self._of_all_layers,
             towers=self.towers,
             towers_here=len(towers),
-            dtype=jnp.dtype(self.dtype),
-            param_dtype=self._param_dtype,
-            precision=self.precision,
             fast=self.fast,
             name=name,
         )(towers)
@@ -198,12 +195,9 @@ class AlexNet(nn.Module):
                 )
         product, bias = Dense(
             **layer,
+            **self._of_all_layers,
             features=here,
-            initializer=self.initializer,
-            dtype=jnp.dtype(self.dtype),
             out_dtype=jnp.dtype(self.dtype),
-            param_dtype=self._param_dtype,
-            precision=self.precision,
             name=name,
         )(inputs)
         with jax.named_scope(name):
@@ -234,12 +228,9 @@ class AlexNet(nn.Module):
             x = jnp.concatenate(self._dense_inputs(x, both=False), axis=-1)
         partial, bias = Dense(
             **self.fc8,
+            **self._of_all_layers,
             features=self.num_classes,
-            initializer=self.initializer,
-            dtype=jnp.dtype(self.dtype),
             out_dtype=self._param_dtype,  # rounded sums of parts would be added otherwise
-            param_dtype=self._param_dtype,
-            precision=self.precision,
             kernel_axes=(('tower', 'shard'), None),
             bias_axes=(None,),
             name='fc8',
@@ -265,6 +256,16 @@ class AlexNet(nn.Module):
         return self.forms == 'fast' or (self.forms == 'auto' and jax.default_backend() == 'cpu')
 
     @property
+    def _of_all_layers(self) -> dict[str, Any]:
+        """What every layer with weights is told."""
+        return {
+            'initializer': self.initializer,
+            'dtype': jnp.dtype(self.dtype),
+            'param_dtype': self._param_dtype,
+            'precision': self.precision,
+        }
+
+    @property
     def _param_dtype(self) -> jnp.dtype:
         """Weights are float32 whatever the compute dtype, but float64 for float64."""
         return np.promote_types(jnp.dtype(self.dtype), np.float32)
@@ -272,25 +273,26 @@ class AlexNet(nn.Module):
 
 def abstract_variables(model: AlexNet, image_shape: tuple[int, ...]) -> Any:
     """Return shapes, dtypes and partitioning of the parameters, of the whole network."""
-    whole = model.clone(collectives=Collectives())
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    rows = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return jax.eval_shape(whole.init, jax.random.key(0), images, rows)['params']
+    init = functools.partial(_init, model, image_shape)
+    return jax.eval_shape(init, jax.random.key(0))[1]['params']
 
 
 def init_parameters(model: AlexNet, image_shape: tuple[int, ...], key: jax.Array) -> Any:
     """Draw the parameters of the whole network: `{layer: {kernel, bias}}`, the same on any mesh."""
+    return nn.meta.unbox(_init(model, image_shape, key)[1]['params'])
+
+
+def _init(model: AlexNet, image_shape: tuple[int, ...], key: jax.Array) -> Any:
+    """Return the outputs for one image, and the variables, of the network on one device."""
     whole = model.clone(collectives=Collectives())
     images = jnp.zeros((1, *image_shape), jnp.float32)
-    return nn.meta.unbox(whole.init(key, images, jnp.zeros(1, jnp.int32))['params'])
+    return whole.init_with_output(key, images, jnp.zeros(1, jnp.int32))
 
 
 def count_macs(model: AlexNet, image_shape: tuple[int, ...]) -> dict[str, int]:
     """Return the multiply-accumulates of one image's forward pass, by layer."""
-    whole = model.clone(collectives=Collectives())
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    rows = jax.ShapeDtypeStruct((1,), jnp.int32)
-    (_, seen), variables = jax.eval_shape(whole.init_with_output, jax.random.key(0), images, rows)
+    init = functools.partial(_init, model, image_shape)
+    (_, seen), variables = jax.eval_shape(init, jax.random.key(0))
     params = nn.meta.unbox(variables['params'])
 
     def positions(name: str) -> int:
