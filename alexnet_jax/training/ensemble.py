@@ -74,25 +74,19 @@ def evaluate_ensemble(config: ml_collections.ConfigDict) -> None:
         best = [list(member.search_outputs.values())[-1] for member in members]
         weights = search_weights(best, members[0].search_labels)
     metrics = _metrics(mix(weights, [m.outputs for m in members]), members[0].labels)
-    if jax.process_index() > 0:
-        return
-    if directory:
-        directory.mkdir(parents=True, exist_ok=True)
-        provenance.save(members[0].experiment, directory)
-        _save(directory, members, weights)
-        row = {
-            'step': 0,
-            'epoch': 0.0,
-            'kind': 'eval',
-            'time_s': round(time.monotonic() - began, 3),
-        }
-        (directory / 'metrics.jsonl').write_text(json.dumps(row | metrics) + '\n')
-    for member, weight in zip(members, weights, strict=True):
-        words = _words(_metrics(member.outputs, member.labels))
-        print(
-            f'{member.place} weight {weight:.4f} step {member.step} sha256 {member.sha256} {words}'
-        )
-    print(f'ensemble of {len(members)} by {settings.ensemble_weights} {_words(metrics)}')
+    if jax.process_index() == 0:
+        if directory:
+            row = {'step': 0, 'epoch': 0.0, 'kind': 'eval'}
+            row |= {'time_s': round(time.monotonic() - began, 3), **metrics}
+            _save(directory, members, weights, row)
+        for member, weight in zip(members, weights, strict=True):
+            words = _words(_metrics(member.outputs, member.labels))
+            print(
+                f'{member.place} weight {weight:.4f} step {member.step} sha256 {member.sha256} '
+                f'{words}'
+            )
+        print(f'ensemble of {len(members)} by {settings.ensemble_weights} {_words(metrics)}')
+    processes.wait_for_all('the ensemble is saved')  # the end of the others would abort process 0
 
 
 def search_weights(outputs: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
@@ -258,8 +252,18 @@ def _predict(experiment: Experiment, params: Any, split: Split) -> tuple[Outputs
     return whole, labels
 
 
-def _save(directory: epath.Path, members: Sequence[Member], weights: np.ndarray) -> None:
-    """Write labels.npy, member_I.npy, member_I_10_views.npy, the search's too, and members.json."""
+def _save(
+    directory: epath.Path,
+    members: Sequence[Member],
+    weights: np.ndarray,
+    row: Mapping[str, Any],
+) -> None:
+    """Write labels.npy, member_I.npy, member_I_10_views.npy, the search's too, and members.json.
+
+    What every run leaves comes with them, `row` as the one of metrics.jsonl.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    provenance.save(members[0].experiment, directory)
     arrays = {'labels': members[0].labels}
     if members[0].search_outputs:
         arrays['search_labels'] = members[0].search_labels
@@ -282,3 +286,4 @@ def _save(directory: epath.Path, members: Sequence[Member], weights: np.ndarray)
         for member, weight in zip(members, weights, strict=True)
     ]
     (directory / 'members.json').write_text(json.dumps(about, indent=1))
+    (directory / 'metrics.jsonl').write_text(json.dumps(row) + '\n')

@@ -1,6 +1,10 @@
 """Several processes train as one does: the same numbers, the same checkpoints."""
 
+import fcntl
 import json
+import os
+import select
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +13,8 @@ from etils import epath
 from alexnet_jax.training import experiment as experiment_lib
 from alexnet_jax.training import loop
 from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.ensemble import evaluate_ensemble
+from alexnet_jax.training.evaluate_checkpoint import evaluate_checkpoint
 from configs import tiny
 from tests import local_run
 from tests.local_run import Run
@@ -24,7 +30,7 @@ FLOAT64 = (
 )
 
 
-def _alone(workdir, data_dir, steps: int) -> None:
+def _alone(workdir, data_dir, steps: int, save_every_steps: int = 0) -> None:
     """Train in this process, on one device."""
     config = tiny.get_config()
     config.data.dir = str(data_dir)
@@ -33,7 +39,7 @@ def _alone(workdir, data_dir, steps: int) -> None:
     config.evaluation.final_views = 1
     config.parallel.update(data=1, model=1)
     config.training.update(total_steps=steps, eval_every_epochs=0.0)
-    config.checkpoint.save_every_steps = 0
+    config.checkpoint.save_every_steps = save_every_steps
     assert loop.train(config, epath.Path(workdir)) == 0
 
 
@@ -144,3 +150,51 @@ def test_the_digits_learn_as_in_one_process(tmp_path, data_dir, count, devices):
         losses.append(local_run.losses(run.workdir))
     assert sorted(losses[0]) == [1, *range(10, 101, 10)]
     assert losses[1] == pytest.approx(losses[0], rel=0, abs=1e-4)
+
+
+def _held_up(run: Run, fifo: int) -> str:
+    """Read what process 0 writes, seconds after it has begun to, and return it."""
+    while not select.select([fifo], [], [], 0.1)[0]:
+        assert run.process.poll() is None, run.output()
+    time.sleep(5)  # longer than the others wait at the end
+    os.set_blocking(fifo, True)
+    with open(fifo) as file:
+        return file.read()
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_does(tmp_path, data_dir, x64, capsys):
+    """One checkpoint, then an ensemble, whose outputs are written on a slow disk."""
+    workdir = tmp_path / 'run'
+    _alone(workdir, data_dir, 2, save_every_steps=1)
+    places = tuple(str(workdir / 'checkpoints' / step) for step in '12')
+    config = tiny.get_config()
+    config.data.dir = str(data_dir)
+    config.model.dtype = 'float64'
+    config.parallel.update(data=1, model=1)
+    config.evaluation.update(final_views=1, ensemble=places, ensemble_dir=str(tmp_path / 'one'))
+    capsys.readouterr()
+    evaluate_checkpoint(config, epath.Path(workdir))
+    evaluation = capsys.readouterr().out.splitlines()[-1]
+    evaluate_ensemble(config)
+    lines = capsys.readouterr().out.splitlines()
+
+    arguments = ('--mode=evaluate', '--config.parallel.data=2', *FLOAT64)
+    with Run(2, workdir, data_dir, *arguments) as run:
+        assert run.finish() == 0, run.output()
+    assert run.output().splitlines().count(evaluation) == 1
+
+    two = tmp_path / 'two'
+    two.mkdir()
+    os.mkfifo(two / 'config.json')
+    fifo = os.open(two / 'config.json', os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(fifo, fcntl.F_SETPIPE_SZ, 4096)  # less than the file
+    arguments += (f'--config.evaluation.ensemble={places}',)
+    arguments += (f'--config.evaluation.ensemble_dir={two}',)
+    with Run(2, workdir, data_dir, *arguments, '--config.parallel.shutdown_timeout_s=2') as run:
+        assert json.loads(_held_up(run, fifo))['evaluation']['ensemble'] == list(places)
+        assert run.finish() == 0, run.output()
+    assert [line for line in run.output().splitlines() if line in lines] == lines
+    for name in ('labels', 'member_0', 'member_1'):
+        got, want = (np.load(tmp_path / d / f'{name}.npy') for d in ('two', 'one'))
+        np.testing.assert_allclose(got, want, rtol=1e-9)
