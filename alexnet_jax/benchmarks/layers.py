@@ -76,7 +76,7 @@ def _layers(ours: Ours) -> dict[str, Callable[[], Any]]:
     }
     images = augment(batch.images, ours.statistics, key, rows, step)
     _, seen = jax.jit(model.apply)({'params': params}, images, rows, key)
-    x: Any = (images.astype(model.dtype),) * model.towers
+    x: Any = (images.astype(model.dtype),)  # one array where the towers see the same
     for name in CONVOLUTIONS:
         layer = dict(getattr(model, name))
         if not layer['features']:
@@ -85,7 +85,7 @@ def _layers(ours: Ours) -> dict[str, Callable[[], Any]]:
         for variant in ('local', 'order', 'map_norm', 'pool_partial'):
             layer.pop(variant)
         if layer.pop('sees_both_towers', False):
-            x = (jnp.concatenate(x, axis=-1),) * model.towers
+            x = (jnp.concatenate(x, axis=-1),)
         kernels = TowerConvolution(
             **layer,
             initializer=model.initializer,
@@ -99,7 +99,8 @@ def _layers(ours: Ours) -> dict[str, Callable[[], Any]]:
         of_input = name != 'conv1'  # nobody needs the gradient of the images
 
         def convolution(params, x, kernels=kernels):
-            return jax.tree.map(nn.relu, kernels.apply({'params': params}, x))
+            inputs = x * (model.towers // len(x))
+            return jax.tree.map(nn.relu, kernels.apply({'params': params}, inputs))
 
         cases[name] = _both_ways(convolution, (params[name], x), of_input)
         x = _towers(model, seen[name])

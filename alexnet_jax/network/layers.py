@@ -18,6 +18,7 @@ from jax import lax
 from alexnet_jax.parallel.collectives import MODEL_AXES
 
 Towers = tuple[jax.Array, ...]
+_POSITIONS_OF_A_PART = 1500  # output positions of the images that are done at a time
 
 
 class TowerConvolution(nn.Module):
@@ -50,20 +51,18 @@ class TowerConvolution(nn.Module):
         shape = (self.kernel, self.kernel, inputs[0].shape[-1], features)
         kernel = parameter(self, 'kernel', shape, (None, None, None, 'tower'))
         bias = parameter(self, 'bias', (features,), ('tower',))
-        kernels = jnp.split(kernel.astype(self.dtype), self.towers_here, axis=-1)
-        biases = jnp.split(bias.astype(self.dtype), self.towers_here)
-        return tuple(
-            convolve(
-                x,
-                k,
-                stride=self.stride,
-                padding=self.padding,
-                precision=self.precision,
-                fast=self.fast,
-            )
-            + b[None, None, None]
-            for x, k, b in zip(inputs, kernels, biases, strict=True)
+        function = functools.partial(
+            convolve,
+            stride=self.stride,
+            padding=self.padding,
+            precision=self.precision,
+            fast=self.fast,
         )
+        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)[None, None, None]
+        if all(x is inputs[0] for x in inputs):  # they see the same, so one convolution does
+            return tuple(jnp.split(function(inputs[0], kernel) + bias, len(inputs), axis=-1))
+        kernels, biases = (jnp.split(part, len(inputs), axis=-1) for part in (kernel, bias))
+        return tuple(function(x, k) + b for x, k, b in zip(inputs, kernels, biases, strict=True))
 
 
 class Dense(nn.Module):
@@ -135,9 +134,9 @@ def convolve(
 ) -> jax.Array:
     """Return the cross-correlation of x [batch, H, W, C] with kernel [h, w, C, features].
 
-    `fast` takes another form of the kernel's gradient where the stride is above 1, as in conv1.
+    `fast` takes another form of the kernel's gradient.
     """
-    function = _strided if fast and stride > 1 else _convolve
+    function = _fast_convolve if fast else _convolve
     return function(x, kernel, stride, padding, precision)
 
 
@@ -154,21 +153,21 @@ def _convolve(
     )
 
 
-_strided = jax.custom_vjp(_convolve, nondiff_argnums=(2, 3, 4))
+_fast_convolve = jax.custom_vjp(_convolve, nondiff_argnums=(2, 3, 4))
 
 
-def _strided_forward(x, kernel, stride, padding, precision):
+def _fast_convolve_forward(x, kernel, stride, padding, precision):
     return _convolve(x, kernel, stride, padding, precision), (x, kernel)
 
 
-def _strided_backward(stride, padding, precision, residuals, gradient):
+def _fast_convolve_backward(stride, padding, precision, residuals, gradient):
     x, kernel = residuals
     _, to_x = jax.vjp(lambda x: _convolve(x, kernel, stride, padding, precision), x)
     to_kernel = _kernel_gradient(x, gradient, kernel.shape[0], stride, padding, precision)
     return *to_x(gradient), to_kernel
 
 
-_strided.defvjp(_strided_forward, _strided_backward)
+_fast_convolve.defvjp(_fast_convolve_forward, _fast_convolve_backward)
 
 
 def _kernel_gradient(
@@ -179,34 +178,39 @@ def _kernel_gradient(
     padding: tuple[int, int],
     precision: str,
 ) -> jax.Array:
-    """Return the gradient of the kernel, [size, size, C, features], as plain matrix products.
+    """Return the gradient of the kernel, [size, size, C, features], added up over the batch.
 
-    In blocks of stride x stride pixels the convolution has stride 1 and a kernel of few blocks:
-    conv1 has 4 x 4 pixels and 3 x 3 blocks. Each block of the kernel is one product. On 2 Zen 4
-    cores, batch 64: 0.24 s for both towers, 0.72 s by XLA's convolution over 55 x 55 positions.
+    It is the convolution of x with the gradient over all positions of all images, the batch in the
+    place of the channels, a part of the batch at a time: one Zen 4 core does conv1, conv2 and conv3
+    of batch 128 at 15, 35 and 42 GFLOP/s undivided, at 70, 93 and 90 in parts that fit its cache.
     """
-    batch, height, width, channels = x.shape
-    _, rows, columns, features = gradient.shape
-    blocks = -(-size // stride)
-    down, across = rows + blocks - 1, columns + blocks - 1
+    batch, rows, columns, features = gradient.shape
+    many = max(1, _POSITIONS_OF_A_PART // (rows * columns))
+    images = max(n for n in range(1, min(many, batch) + 1) if batch % n == 0)
     before = padding[0]
-    edges = [
-        (before, stride * n - before - length, 0)  # what no kernel reaches is cut off
-        for n, length in ((down, height), (across, width))
+    edges = [  # a negative number cuts off what no kernel reaches
+        (before, stride * (n - 1) + size - before - length)
+        for n, length in ((rows, x.shape[1]), (columns, x.shape[2]))
     ]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    x = x.reshape(batch, down, stride, across, stride, channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, down, across, -1)
-    products = [
-        jnp.einsum(
-            'bhwc,bhwf->cf', x[:, i : i + rows, j : j + columns], gradient, precision=precision
-        )
-        for i in range(blocks)
-        for j in range(blocks)
-    ]
-    kernel = jnp.stack(products).reshape(blocks, blocks, stride, stride, channels, features)
-    kernel = kernel.transpose(0, 2, 1, 3, 4, 5)
-    return kernel.reshape(blocks * stride, blocks * stride, channels, features)[:size, :size]
+
+    def add_part(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        x, gradient = part
+        return total + lax.conv_general_dilated(
+            x.transpose(3, 1, 2, 0),
+            gradient.transpose(1, 2, 0, 3),
+            window_strides=(1, 1),
+            padding=edges,
+            rhs_dilation=(stride, stride),
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            precision=precision,
+            preferred_element_type=total.dtype,
+        ), None
+
+    wide = np.promote_types(x.dtype, np.float32)
+    zeros = jnp.zeros((x.shape[-1], size, size, features), wide)
+    parts = [a.reshape(batch // images, images, *a.shape[1:]) for a in (x, gradient)]
+    total, _ = lax.scan(add_part, zeros, tuple(parts))
+    return total.transpose(1, 2, 0, 3).astype(x.dtype)
 
 
 def local_response_norm(

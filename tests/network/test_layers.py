@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from alexnet_jax.network import layers
 from alexnet_jax.network.layers import TowerConvolution, dropout, local_response_norm
 from alexnet_jax.network.model import AlexNet
 from alexnet_jax.network.pooling import max_pool
@@ -209,7 +210,8 @@ def test_conv1_of_the_paper_gives_55_positions():
     ids=str,
 )
 @each_form
-def test_tower_convolution_gradients(fields, shape, fast):
+def test_tower_convolution_gradients(monkeypatch, fields, shape, fast):
+    monkeypatch.setattr(layers, '_POSITIONS_OF_A_PART', 1)  # an image at a time
     layer = tower_convolution(features=2, fast=fast, **fields)
     inputs, params = inputs_and_parameters(shape, layer)
     shapes = [y.shape for y in jax.eval_shape(functools.partial(apply, layer, params), inputs)]
@@ -237,6 +239,54 @@ def test_tower_convolution_gradients(fields, shape, fast):
             inputs[tower],
         )
         assert reference.relative_error(of_inputs[tower], want) < 1e-8, tower
+
+
+@pytest.mark.parametrize('images', [1, 2, 4, 7])  # of 12 positions; 30 are two images and a half
+def test_kernel_gradient_in_parts_is_that_of_the_whole_batch(monkeypatch, images):
+    monkeypatch.setattr(layers, '_POSITIONS_OF_A_PART', 30)
+    x, weights = normal(images, 4, 3, 2), normal(images, 4, 3, 5)
+
+    def gradient(kernel, dtype, fast):
+        def loss(kernel):
+            settings = {'stride': 1, 'padding': (1, 1), 'precision': 'highest', 'fast': fast}
+            return jnp.sum(
+                weights.astype(dtype) * layers.convolve(x.astype(dtype), kernel, **settings)
+            )
+
+        return jax.grad(loss)(kernel.astype(dtype))
+
+    kernel = normal(3, 3, 2, 5)
+    whole = gradient(kernel, 'float64', fast=False)
+    assert reference.relative_error(gradient(kernel, 'float64', fast=True), whole) < 1e-12
+
+
+def test_kernel_gradient_in_parts_is_added_up_in_float32(monkeypatch):
+    monkeypatch.setattr(layers, '_POSITIONS_OF_A_PART', 1)
+    x, kernel = jnp.ones((300, 1, 1, 1), 'bfloat16'), jnp.ones((1, 1, 1, 1), 'bfloat16')
+    settings = {'stride': 1, 'padding': (0, 0), 'precision': 'default', 'fast': True}
+    got = jax.grad(lambda kernel: jnp.sum(layers.convolve(x, kernel, **settings)))(kernel)
+    assert got.dtype == jnp.bfloat16
+    assert got.item() == 300  # in bfloat16 256 + 1 = 256
+
+
+@each_form
+def test_towers_that_see_the_same_take_one_convolution(fast):
+    layer = tower_convolution(fast=fast)
+    (x, _), params = inputs_and_parameters((2, 4, 3, 2), layer)
+
+    def run(x, other):
+        return jax.vjp(lambda params, x: apply(layer, params, (x, other(x))), params, x)
+
+    (same, to_same), (two, to_two) = run(x, lambda x: x), run(x, lambda x: x + 0)
+    weights = tuple(normal(*y.shape) for y in two)
+    for got, want in zip(
+        jax.tree.leaves((same, to_same(weights))),
+        jax.tree.leaves((two, to_two(weights))),
+        strict=True,
+    ):
+        assert reference.relative_error(got, want) < 1e-12
+    jaxpr = jax.make_jaxpr(lambda params, x: apply(layer, params, (x, x)))(params, x)
+    assert str(jaxpr).count('conv_general_dilated[') == 1
 
 
 def test_towers_do_not_see_each_other():
