@@ -208,8 +208,8 @@ def _kernel_gradient(
 
     wide = np.promote_types(x.dtype, np.float32)
     zeros = jnp.zeros((x.shape[-1], size, size, features), wide)
-    parts = [a.reshape(batch // images, images, *a.shape[1:]) for a in (x, gradient)]
-    total, _ = lax.scan(add_part, zeros, tuple(parts))
+    xs, gradients = (a.reshape(-1, images, *a.shape[1:]) for a in (x, gradient))
+    total, _ = lax.scan(add_part, zeros, (xs, gradients))
     return total.transpose(1, 2, 0, 3).astype(x.dtype)
 
 
