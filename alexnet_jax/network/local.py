@@ -58,8 +58,8 @@ def convolve_locally(
 
     x [batch, H, W, C], kernel [H', W', C * size * size, features] -> [batch, H', W', features].
     The positions stand first, as the batch of one matrix product: forward and backward, 8 x 8
-    positions of 3 x 3 x 64 inputs and 32 features, batch 128, take 0.04 s of one Zen 4 core's time,
-    `lax.conv_general_dilated_local` 0.32 s.
+    positions of 3 x 3 x 64 inputs and 32 features, batch 128, take 0.06 s on one Zen 4 core,
+    by `lax.conv_general_dilated_local` 0.46 s.
     """
     height, width, inputs, features = kernel.shape
     x = jnp.pad(x, [(0, 0), padding, padding, (0, 0)]).transpose(1, 2, 0, 3)
