@@ -133,6 +133,9 @@ def _row(
         }
     variant = min(summaries, key=len, default='')
     ours = summaries.get(variant)
+    note = variant or notes[claim.experiment]
+    if not ours and claim.metric == paper.EPOCHS:
+        note = _not_there(found[claim.experiment])
     return {
         'claim': f'{claim.experiment}: {words}',
         'paper': claim.paper,
@@ -144,8 +147,15 @@ def _row(
         'status': 'measured' if ours else 'not run',
         'runs': ours['runs'] if ours else [],
         'source': claim.source,
-        'note': variant or notes[claim.experiment],
+        'note': note,
     }
+
+
+def _not_there(variants: Mapping[str, list[Run]]) -> str:
+    """Say how far the longest run got that has not the training error that is looked for."""
+    runs = [run for same in variants.values() for run in same if paper.EPOCHS not in run.metrics]
+    longest = max(runs, key=lambda run: run.epoch, default=None)
+    return f'not there in the {longest.epoch:.1f} epochs of {longest.name}' if longest else ''
 
 
 def summarise(runs: Sequence[Run], metric: str) -> dict[str, Any] | None:

@@ -456,6 +456,17 @@ def test_fig_1_compares_like_with_like_and_names_what_is_not_the_paper_s(tmp_pat
     assert f'| {RATIO} | 6 | - | 4.00 | 1 | measured: {note} | Paper 3.1, Fig. 1 |' in text
 
 
+def test_fig_1_says_how_far_a_run_got_that_is_not_at_25_percent(tmp_path):
+    _fig_1(tmp_path, 'relu', 'relu', 4.0)
+    for name, epoch in (('look', 0.3), ('long', 12.5)):
+        fields = {'model.activation': 'tanh', 'training.total_epochs': 0.1}
+        _write(tmp_path, name, fields, config=relu_vs_tanh.get_config(), epoch=epoch)
+    rows = _rows(tmp_path)
+    assert _measured(tmp_path) == {RELU}
+    assert rows[TANH]['note'] == rows[RATIO]['note'] == 'not there in the 12.5 epochs of long'
+    assert rows[RATIO]['ours'] is None
+
+
 @pytest.mark.parametrize(
     'fields',
     [{'optim.weight_decay': 0.001}, {'augment.mirror': True}, {'model.conv3.local': False}],
