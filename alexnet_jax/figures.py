@@ -17,7 +17,7 @@ from etils import epath
 from alexnet_jax import paper
 from alexnet_jax.arguments import Parser
 from alexnet_jax.config import UserError, differences
-from alexnet_jax.metrics import epoch_means, epochs_to_error
+from alexnet_jax.metrics import epoch_means, epochs_to_error, training_error
 
 _UNITS = ('relu', 'tanh')
 # What runs that Fig. 1 compares may differ in: unit, rate, length, and where they ran.
@@ -118,7 +118,7 @@ def draw_relu_vs_tanh(runs: Sequence[str], output: str, title: str = '') -> dict
     for (_, records, _), row in zip(loaded, found, strict=True):
         counts = row is best[row['activation']]
         axes.plot(
-            *epoch_means(*_series(records, 'train/top1_error')),
+            *training_error(records),
             marker='.',
             **style[row['activation']],
             linewidth=1.8 if counts else 0.6,

@@ -195,17 +195,25 @@ def epoch_means(epochs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.
     return where, means
 
 
-def epochs_to_error(rows: Sequence[Mapping[str, Any]], error: float) -> float | None:
-    """Return the epoch at which the training error falls to `error`; None if it does not.
+def training_error(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the middle of each epoch and the mean top-1 error of its logged steps.
 
-    The training error is the mean of the logged steps of each epoch, with straight lines between
-    (Paper, Fig. 1): of the batches as they were learned from, not of one network on the whole set.
+    It is of the batches as they were learned from, not of one network on the whole set. An epoch
+    with less than half of the steps of another is left out: a last step may reach into the next.
     """
-    logged = [row for row in rows if 'train/top1_error' in row]
-    epochs, errors = epoch_means(
-        np.array([row['epoch'] for row in logged], float),
-        np.array([row['train/top1_error'] for row in logged], float),
-    )
+    logged = [(row['epoch'], row['train/top1_error']) for row in rows if 'train/top1_error' in row]
+    epochs, errors = np.array(logged, float).reshape(-1, 2).T
+    _, which, steps = np.unique(np.ceil(epochs), return_inverse=True, return_counts=True)
+    whole = (2 * steps >= steps.max(initial=0))[which]
+    return epoch_means(epochs[whole], errors[whole])
+
+
+def epochs_to_error(rows: Sequence[Mapping[str, Any]], error: float) -> float | None:
+    """Return the epoch at which `training_error` falls to `error`; None if it does not.
+
+    Between the means of the epochs are straight lines (Paper, Fig. 1).
+    """
+    epochs, errors = training_error(rows)
     below = np.flatnonzero(errors <= error)
     if not below.size:
         return None
