@@ -12,14 +12,15 @@ from alexnet_jax.config import UserError
 from alexnet_jax.runs import Run, read_runs
 
 
-def compare(directory: epath.Path, baseline: str, metric: str) -> dict[str, list[dict[str, Any]]]:
+def compare(directory: epath.Path, baseline: str, metric: str) -> dict[str, Any]:
     """Group the runs of a folder by configuration and hold each group against the baseline's.
 
     Returns `rows`, the baseline first and then by `mean`: `changes` (the fields that are not the
     baseline's, with their values), `mean`, `min`, `max` over the `seeds` (errors in percent),
     `difference`, the mean of mean-minus-baseline over the seeds that both have (None if there is
     no such seed), and `told_apart`: both have three seeds or more, and the ranges from least to
-    largest have no value in common. And `left_out`, as `runs.read_runs`.
+    largest have no value in common. `data` and `epochs` are the baseline's, `left_out` is as
+    in `runs.read_runs`.
     `metric` is one of `runs.METRICS`.
     Raises UserError for a folder, a baseline or a metric that is not there.
     """
@@ -38,7 +39,12 @@ def compare(directory: epath.Path, baseline: str, metric: str) -> dict[str, list
     base = groups.pop('{}')
     rows = [_row(json.loads(key), same, base, metric) for key, same in groups.items()]
     rows.sort(key=lambda row: row['mean'])
-    return {'rows': [_row({}, base, base, metric), *rows], 'left_out': left_out}
+    return {
+        'rows': [_row({}, base, base, metric), *rows],
+        'data': reproduction.data_of(chosen[0]),
+        'epochs': chosen[0].epoch,
+        'left_out': left_out,
+    }
 
 
 def _changes(common: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:

@@ -99,9 +99,11 @@ def markdown(report: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return '\n'.join([*lines, *_left_out(report)]) + '\n'
 
 
-def comparison_markdown(report: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -> str:
+def comparison_markdown(report: Mapping[str, Any], metric: str) -> str:
     """Return the comparison as Markdown, the baseline first."""
     lines = [
+        f'# Runs beside a baseline: {report["data"]}, {report["epochs"]:g} epochs',
+        '',
         f'| changed | {_words(metric)}, % (least to largest) | seeds | '
         'to the baseline, same seeds | told apart |',
         '|---|---|---|---|---|',
@@ -122,7 +124,7 @@ def comparison_markdown(report: Mapping[str, Sequence[Mapping[str, Any]]], metri
     return '\n'.join([*lines, *_left_out(report)]) + '\n'
 
 
-def _left_out(report: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+def _left_out(report: Mapping[str, Any]) -> list[str]:
     rows = [f'- {row["run"]}: {row["reason"]}' for row in report['left_out']]
     return ['', '## Left out', '', *rows] if rows else []
 

@@ -203,7 +203,7 @@ def _others(runs: Sequence[Run]) -> list[dict[str, Any]]:
         groups[json.dumps(key, sort_keys=True)].append(run)
     return [
         {
-            'data': _data(same[0]),
+            'data': data_of(same[0]),
             'metric': metric,
             **{('ours' if k == 'mean' else k): v for k, v in summary.items()},
             'epochs': same[0].epoch,
@@ -219,7 +219,7 @@ def without_places(run: Run) -> dict[str, Any]:
     return {name: v for name, v in run.fields.items() if not name.startswith(_PLACES)}
 
 
-def _data(run: Run) -> str:
+def data_of(run: Run) -> str:
     """Name the data set and the split, and what makes it another one than its name says."""
     name, split = run.fields['data.name'], run.fields['data.eval_split']
     own = ', the training examples' if split == run.fields['data.train_split'] else ''

@@ -492,6 +492,20 @@ def test_the_committed_results_are_read():
     assert {row['data'] for row in found['others']} >= {'digits test'}
 
 
+@pytest.mark.parametrize(
+    ('page', 'arguments'),
+    [
+        ('reproduction', ['reproduction']),
+        ('ablations', ['compare', '--runs', 'results/ablations', '--baseline', 'baseline_seed0']),
+    ],
+)
+def test_the_committed_pages_are_those_of_the_committed_results(page, arguments, tmp_path):
+    output = tmp_path / 'page.md'
+    assert report.main([*arguments, '--output', str(output)]) == 0
+    command = f'python -m alexnet_jax.report {" ".join(arguments)} --output docs/{page}.md'
+    assert output.read_text() == epath.Path(f'docs/{page}.md').read_text(), f'run {command}'
+
+
 def test_config_dicts_survive_json():
     config = alexnet.get_config()
     back = config_lib.flatten(json.loads(config_lib.to_json(config)))
@@ -548,6 +562,7 @@ def test_the_comparison_in_words(tmp_path, capsys):
     _ablations(tmp_path)
     assert report.main(['compare', '--runs', str(tmp_path), '--baseline', 'baseline_0']) == 0
     out = capsys.readouterr().out
+    assert out.startswith('# Runs beside a baseline: imagenet2012 validation, 90.0001 epochs\n')
     assert '| nothing: the baseline | 51.00 (50.00 to 52.00) | 3 |  |  |' in out
     assert '| `model.conv1.lrn = False` | 54.00 (53.00 to 55.00) | 3 | +3.00 | yes |' in out
     assert "| `model.activation = 'tanh'` | 90.00 (90.00 to 90.00) | 2 | - | no |" in out
