@@ -163,8 +163,16 @@ def test_local_sh_kills_what_does_not_end(tmp_path):
     assert 'killing the processes 0 2, which did not end' in err
 
 
+@pytest.fixture
+def interruptible():
+    """What is started in the background ignores Ctrl-C, and a shell cannot undo that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_local_sh_passes_signals_on(tmp_path, number, code):
+def test_local_sh_passes_signals_on(tmp_path, interruptible, number, code):
     body = (
         'trap "sleep 0.5; exit 143" TERM; trap "sleep 0.5; exit 130" INT; '
         f'touch {tmp_path}/ready-$me; while :; do sleep 0.1; done'
