@@ -3,6 +3,8 @@
 import functools
 import importlib.util
 import math
+import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -98,7 +100,10 @@ def test_another_function_is_refused(ours):
 def test_the_result_of_step(monkeypatch):
     monkeypatch.setattr(step, '_ROUNDS', 2)
     monkeypatch.setattr(step, '_TURN_S', 0.01)
-    result = step.measure(configuration(), against='plain')
+    config = configuration()
+    config.parallel.data = 2
+    result = step.measure(config, against='plain')
+    assert result['device'].startswith('2 x ')
     assert result['batch_size'] == 16
     low, middle, high = (result[f'images_per_second{end}'] for end in ('_min', '', '_max'))
     assert 0 < low <= middle <= high
@@ -121,13 +126,22 @@ def test_the_layers_are_those_of_the_network(monkeypatch):
     assert result['conv2_of_peak'] > 0
 
 
+def test_the_peak_is_that_of_the_faster_program():
+    five: Any = types.SimpleNamespace(size=64, repeats=5, flops=2 * 2 * 64**3)  # on two devices
+    seconds = {'ours': [0.1], 'product': [1.5, 1.0], 'torch_product': [0.4, 0.9]}
+    assert step._peak(five, seconds) == pytest.approx(5 * 2 * 64**3 / 0.4), 'one device'
+    seconds['torch_product'] = [0.6]
+    assert step._peak(five, seconds) == pytest.approx(5 * 4 * 64**3), 'two devices'
+
+
 def test_a_comparison_takes_one_device_and_pytorch(monkeypatch):
     config = configuration()
     config.parallel.data = 2
     with pytest.raises(UserError, match='the mesh has 2'):
-        step.measure(config, against='plain')
-    with pytest.raises(UserError, match='the mesh has 2'):
         layers.measure(config)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match='the mesh has 2'):
+        patch.setattr(jax, 'default_backend', lambda: 'gpu')
+        step.measure(config, against='plain')
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r'pip install -e "\.\[compare\]"'):
         step.measure(configuration(), against='torch')
