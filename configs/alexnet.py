@@ -104,7 +104,7 @@ def get_config() -> ml_collections.ConfigDict:
         'data': -1,  # copies of the network; -1: as many as the devices allow
         'model': 1,  # devices for one copy; 2: one tower on each, as in 2012
         'backend': 'shard_map',  # what runs the step on each device; or 'pmap', the same numbers
-        'cpu_devices': 0,  # N: the CPU as N devices, in each process; 0: what JAX finds
+        'cpu_devices': 0,  # N: the CPU as N devices, one a core is fastest; 0: what JAX finds
         'initialization_timeout_s': 300,  # how long to wait for all of several processes
         'heartbeat_timeout_s': 20,  # one without a sign of life for so long is lost: all end
         'shutdown_timeout_s': 10,  # how long to wait for the others at the end

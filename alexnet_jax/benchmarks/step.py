@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import math
 import os
 import resource
@@ -29,8 +30,10 @@ def measure(config: ml_collections.ConfigDict, *, against: str = '') -> dict[str
     """Return the speed of a configuration's training step, the reading of data left out.
 
     One batch of noise lies on the device. A step is that of a run: augmentation, forward, backward,
-    update. `mfu` is images a second times the arithmetic that an image needs, divided by the best
-    rate of large matrix products in the same rounds, by either framework, ours on as many devices.
+    update; each turn begins with one that is not timed, for a run's next step finds its memory and
+    caches as it left them. `mfu` is images a second times the arithmetic that an image needs,
+    divided by the best rate of large matrix products in the same rounds, by either framework, ours
+    on as many devices.
 
     `against`: 'torch', the same function by PyTorch with torch.compile and channels_last, in a
     process of its own; 'plain', by Flax and optax with grouped convolutions. Both take ready crops
@@ -58,10 +61,8 @@ def _compare(
     if isinstance(rival, Torch):
         products['torch_product'] = lambda times: rival.ask('product', times)
     repeats = _repeats(ours.train)
-    cases: dict[str, Callable[[], object]] = {
-        name: lambda f=f: f(repeats) for name, f in steps.items()
-    }
-    cases |= {name: lambda f=f: f(product.repeats) for name, f in products.items()}
+    cases = {name: functools.partial(_turn, f, repeats) for name, f in steps.items()}
+    cases |= {name: functools.partial(_turn, f, product.repeats) for name, f in products.items()}
     seconds = timing.interleaved(cases, rounds=_ROUNDS, warmup=2)
     flops = training_flops(count_macs(experiment.model, experiment.crop_shape))
     peak = _peak(product, seconds)
@@ -173,6 +174,14 @@ class MatrixProduct:
         for _ in range(times):
             results = [self.product(factor, factor) for factor in self.factors]
         jax.block_until_ready(results)
+
+
+def _turn(work: Callable[[int], object], times: int) -> float:
+    """Return the seconds of `times`, after one that finds its memory and caches given away."""
+    work(1)
+    began = time.perf_counter()
+    work(times)
+    return time.perf_counter() - began
 
 
 def _repeats(work: Callable[[int], object]) -> int:
