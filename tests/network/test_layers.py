@@ -241,6 +241,26 @@ def test_tower_convolution_gradients(monkeypatch, fields, shape, fast):
         assert reference.relative_error(of_inputs[tower], want) < 1e-8, tower
 
 
+@pytest.mark.parametrize(
+    ('images', 'features', 'convolutions'),
+    [(8, 5, 4), (6, 5, 1), (4, 5, 1), (8, 97, 1)],  # parts of 6 images and of 30 pixels do not go
+)
+def test_a_convolution_of_few_features_is_divided(monkeypatch, images, features, convolutions):
+    monkeypatch.setattr(layers, '_POSITIONS_OF_A_PART', 60)
+    x, kernel = normal(images, 6, 5, 2), normal(3, 3, 2, features)
+
+    def run(fast):
+        settings = {'stride': 2, 'padding': (0, 1), 'precision': 'highest', 'fast': fast}
+        convolve = functools.partial(layers.convolve, kernel=kernel, **settings)
+        y, to_x = jax.vjp(convolve, x)
+        return convolve, (y, to_x(normal(*y.shape)))
+
+    convolve, divided = run(fast=True)
+    for got, want in zip(divided, run(fast=False)[1], strict=True):
+        assert reference.relative_error(got, want) < 1e-12
+    assert str(jax.make_jaxpr(convolve)(x)).count('conv_general_dilated[') == convolutions
+
+
 @pytest.mark.parametrize('images', [1, 2, 4, 7])  # of 12 positions; 30 are two images and a half
 def test_kernel_gradient_in_parts_is_that_of_the_whole_batch(monkeypatch, images):
     monkeypatch.setattr(layers, '_POSITIONS_OF_A_PART', 30)
