@@ -497,6 +497,7 @@ def test_the_committed_results_are_read():
     [
         ('reproduction', ['reproduction']),
         ('ablations', ['compare', '--runs', 'results/ablations', '--baseline', 'baseline_seed0']),
+        ('chance', ['compare', '--runs', 'results/chance', '--baseline', 'baseline_seed0']),
     ],
 )
 def test_the_committed_pages_are_those_of_the_committed_results(page, arguments, tmp_path):
