@@ -65,8 +65,9 @@ def markdown(report: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     lines = [
         "# The paper's figures and ours",
         '',
-        'Errors in percent. Ours: the mean over the seeds (least to largest). 2012: the log of the '
-        "author's own run.",
+        'Errors in percent; epochs, ratios and losses as named. Ours: the mean over the seeds '
+        "(least to largest); behind `measured` stands where its configuration is not the claim's. "
+        "2012: the log of the author's own run.",
         '',
         '| claim | paper | 2012 | ours | seeds | status | source |',
         '|---|---|---|---|---|---|---|',
@@ -80,7 +81,8 @@ def markdown(report: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             '',
             '## Other runs',
             '',
-            'Not to be set against the figures above: other data, or another configuration.',
+            'Not to be set against the figures above: other data, or another configuration. An '
+            'ensemble has 0 epochs of its own.',
             '',
             '| data | figure | ours | seeds | epochs | runs |',
             '|---|---|---|---|---|---|',

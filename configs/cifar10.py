@@ -4,7 +4,7 @@
 
 Needs:    tfds's `cifar10`, or the images in train/CLASS/* and test/CLASS/* by
           python -m alexnet_jax.prepare folder --source DIR --name cifar10 --size=0
-Cost:     0.051 GFLOP an image; 12 epochs at 1,060 images/s on 2 CPU cores, 10 minutes.
+Cost:     0.051 GFLOP an image; 12 epochs at some 900 images/s on 2 CPU cores, 11 minutes.
 Expected: 26.9 % top-1 error, 25.2 % with ten views, on a copy of CIFAR-10 kept as JPEG
           (--config.data.name=cifar10_jpeg; results/cifar10_jpeg). Not run on the original.
 """

@@ -20,7 +20,8 @@ PACKAGE = 'alexnet_jax'
 FLOORS = (
     {'config', 'fields', 'paper', 'metrics', 'arguments', 'locks'},
     {'parallel.mesh', 'parallel.collectives', 'parallel.processes', 'data.batch'},
-    {'network.model', 'network.layers', 'network.pooling', 'network.local', 'data.augment'},
+    {'network.model', 'network.layers', 'network.convolution', 'network.pooling', 'network.local'}
+    | {'data.augment'},
     {'training.step', 'training.optim'}
     | {'data.pipeline', 'data.digits', 'data.sources', 'data.records', 'data.stats'}
     | {'data.images', 'data.archives', 'data.photographs', 'data.imagenet', 'data.folder'}
@@ -43,6 +44,7 @@ ARROWS = {
     'metrics': {'config'},
     'parallel.mesh': {'parallel.collectives'},
     'network.model': {'network.layers', 'network.pooling', 'network.local'},
+    'network.layers': {'network.convolution'},
     'network.local': {'network.layers'},
     'training.step': {'training.optim'},
     'data.pipeline': {'data.digits', 'data.sources', 'data.stats'},

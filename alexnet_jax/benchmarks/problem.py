@@ -54,8 +54,9 @@ def require_paper_layers(config: ml_collections.ConfigDict) -> None:
 
 
 def require_paper_step(config: ml_collections.ConfigDict) -> None:
-    """Raise UserError for other layers than the paper's, or another rate for some parameters."""
+    """Raise UserError for other layers, pixels or rates of some parameters than the paper's."""
     require_paper_layers(config)
+    _require('augment', flatten(config.augment), {'pixel_divisor': 1.0})
     _require('optim', flatten(config.optim), _UPDATE)
 
 
@@ -77,7 +78,7 @@ def without_chance(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     """Return the configuration without dropout and random augmentation: all draw differently."""
     config = copy.deepcopy(config)
     config.model.dropout = 0.0
-    config.augment.update(random_crop=False, mirror=False, colour_std=0.0)
+    config.augment.update(random_crop=False, mirror=False, colour_std=0.0, rotation_degrees=0.0)
     return config
 
 

@@ -207,6 +207,7 @@ def _describe(ours: Ours) -> dict[str, Any]:
         'forms': config.model.forms,
         'bytes_accessed_per_step': cost.get('bytes accessed', math.nan),
         'temporary_bytes': memory.temp_size_in_bytes,
-        # On the CPU that of the process, on a device its allocator's.
+        # The most so far, with earlier cases and products: on the CPU of the process, on a device
+        # of its allocator.
         'peak_memory_bytes': in_use or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }

@@ -155,6 +155,7 @@ def pca_colour(statistics: Statistics, key: jax.Array, colour_std: float) -> jax
     pixels' covariance and l_i the standard deviations along them, the square roots of the
     eigenvalues, as in the author's cuda-convnet2.
     """
+    # DEVIATION: colour noise by standard deviations
     std = statistics.std
     amounts = colour_std * jax.random.normal(key, std.shape, std.dtype) * std
     # Neither a matrix product nor a reduction: jaxlib 0.10.2 on the CPU miscompiles them under vmap

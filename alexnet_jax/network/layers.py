@@ -7,7 +7,6 @@ function 2 to 12 times slower on the CPU; under automatic partitioning it gather
 
 import functools
 import typing
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,11 +15,10 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from alexnet_jax.network.convolution import convolve
 from alexnet_jax.parallel.collectives import MODEL_AXES
 
 Towers = tuple[jax.Array, ...]
-_POSITIONS_OF_A_PART = 1500  # output positions of the images that are done at a time
-_FEW_FEATURES, _PARTS = 96, 4
 
 
 class TowerConvolution(nn.Module):
@@ -125,118 +123,6 @@ def parameter(
     return typing.cast(jax.Array, value)
 
 
-def convolve(
-    x: jax.Array,
-    kernel: jax.Array,
-    *,
-    stride: int,
-    padding: tuple[int, int],
-    precision: str,
-    fast: bool,
-) -> jax.Array:
-    """Return the cross-correlation of x [batch, H, W, C] with kernel [h, w, C, features].
-
-    `fast` divides the batch, where that is faster on a CPU.
-    """
-    function = _fast_convolve if fast else _convolve
-    return function(x, kernel, stride, padding, precision)
-
-
-def _convolve(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: tuple[int, int], precision: str
-) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=(padding, padding),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        precision=precision,
-    )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _fast_convolve(x, kernel, stride, padding, precision):
-    return _divided(lambda x: _convolve(x, kernel, stride, padding, precision), x, kernel.shape[3])
-
-
-def _fast_convolve_forward(x, kernel, stride, padding, precision):
-    return _fast_convolve(x, kernel, stride, padding, precision), (x, kernel)
-
-
-def _fast_convolve_backward(stride, padding, precision, residuals, gradient):
-    x, kernel = residuals
-
-    def to_x(gradient):
-        part = jax.ShapeDtypeStruct((len(gradient), *x.shape[1:]), x.dtype)
-        forward = functools.partial(
-            _convolve, kernel=kernel, stride=stride, padding=padding, precision=precision
-        )
-        return jax.linear_transpose(forward, part)(gradient)[0]
-
-    to_kernel = _kernel_gradient(x, gradient, kernel.shape[0], stride, padding, precision)
-    return _divided(to_x, gradient, kernel.shape[2]), to_kernel
-
-
-_fast_convolve.defvjp(_fast_convolve_forward, _fast_convolve_backward)
-
-
-def _divided(function: Callable[[jax.Array], jax.Array], x: jax.Array, features: int) -> jax.Array:
-    """Return a convolution of x, [batch, ...], by parts of the batch where its features are few.
-
-    XLA divides one over the cores by features, some 64 to a core, and runs several at once: the
-    step at batch 128 does 29.4 images/s on two Zen 4 cores, 26.9 with conv1 and conv2 undivided.
-    """
-    images, rest = divmod(len(x), _PARTS)
-    small = images * x.shape[1] * x.shape[2] < _POSITIONS_OF_A_PART
-    if features > _FEW_FEATURES or rest or small:
-        return function(x)
-    return jnp.concatenate([function(part) for part in jnp.split(x, _PARTS)])
-
-
-def _kernel_gradient(
-    x: jax.Array,
-    gradient: jax.Array,
-    size: int,
-    stride: int,
-    padding: tuple[int, int],
-    precision: str,
-) -> jax.Array:
-    """Return the gradient of the kernel, [size, size, C, features], added up over the batch.
-
-    It is the convolution of x with the gradient over all positions of all images, the batch in the
-    place of the channels, a part of the batch at a time: one Zen 4 core does conv1, conv2 and conv3
-    of batch 128 at 15, 35 and 42 GFLOP/s undivided, at 70, 93 and 90 in parts that fit its cache.
-    """
-    batch, rows, columns, features = gradient.shape
-    many = max(1, _POSITIONS_OF_A_PART // (rows * columns))
-    images = max(n for n in range(1, min(many, batch) + 1) if batch % n == 0)
-    before = padding[0]
-    edges = [  # a negative number cuts off what no kernel reaches
-        (before, stride * (n - 1) + size - before - length)
-        for n, length in ((rows, x.shape[1]), (columns, x.shape[2]))
-    ]
-
-    def add_part(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        x, gradient = part
-        return total + lax.conv_general_dilated(
-            x.transpose(3, 1, 2, 0),
-            gradient.transpose(1, 2, 0, 3),
-            window_strides=(1, 1),
-            padding=edges,
-            rhs_dilation=(stride, stride),
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-            precision=precision,
-            preferred_element_type=total.dtype,
-        ), None
-
-    wide = np.promote_types(x.dtype, np.float32)
-    zeros = jnp.zeros((x.shape[-1], size, size, features), wide)
-    xs, gradients = (a.reshape(-1, images, *a.shape[1:]) for a in (x, gradient))
-    total, _ = lax.scan(add_part, zeros, (xs, gradients))
-    return total.transpose(1, 2, 0, 3).astype(x.dtype)
-
-
 def local_response_norm(
     a: jax.Array, *, k: float, n: int, alpha: float, beta: float, fast: bool
 ) -> jax.Array:
@@ -244,9 +130,10 @@ def local_response_norm(
 
     b_i = a_i / (k + alpha * sum_{j = max(0, i - n/2)}^{min(N - 1, i + n/2)} a_j^2)^beta
 
-    N is the number of maps of one tower: windows end at the tower's edge. [..., N] -> [..., N], of
-    the same dtype; the sums are taken in float32 at least.
+    N is the number of maps in `a`, those of one tower: windows end at its edge. [..., N] ->
+    [..., N], of the same dtype; the sums are taken in float32 at least.
     """
+    # DEVIATION: LRN within a tower
     wide = a.astype(np.promote_types(a.dtype, np.float32))
     norm: Any = _fast_norm if fast else _norm
     return norm(wide, k, n, alpha, beta).astype(a.dtype)

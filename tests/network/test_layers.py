@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_jax.network import layers
+from alexnet_jax.network import convolution
+from alexnet_jax.network.convolution import convolve
 from alexnet_jax.network.layers import TowerConvolution, dropout, local_response_norm
 from alexnet_jax.network.model import AlexNet
 from alexnet_jax.network.pooling import max_pool
@@ -211,7 +212,7 @@ def test_conv1_of_the_paper_gives_55_positions():
 )
 @each_form
 def test_tower_convolution_gradients(monkeypatch, fields, shape, fast):
-    monkeypatch.setattr(layers, '_POSITIONS_OF_A_PART', 1)  # an image at a time
+    monkeypatch.setattr(convolution, '_POSITIONS_OF_A_PART', 1)  # an image at a time
     layer = tower_convolution(features=2, fast=fast, **fields)
     inputs, params = inputs_and_parameters(shape, layer)
     shapes = [y.shape for y in jax.eval_shape(functools.partial(apply, layer, params), inputs)]
@@ -246,29 +247,29 @@ def test_tower_convolution_gradients(monkeypatch, fields, shape, fast):
     [(8, 5, 4), (6, 5, 1), (4, 5, 1), (8, 97, 1)],  # parts of 6 images and of 30 pixels do not go
 )
 def test_a_convolution_of_few_features_is_divided(monkeypatch, images, features, convolutions):
-    monkeypatch.setattr(layers, '_POSITIONS_OF_A_PART', 60)
+    monkeypatch.setattr(convolution, '_FEWEST_POSITIONS', 60)
     x, kernel = normal(images, 6, 5, 2), normal(3, 3, 2, features)
 
     def run(fast):
         settings = {'stride': 2, 'padding': (0, 1), 'precision': 'highest', 'fast': fast}
-        convolve = functools.partial(layers.convolve, kernel=kernel, **settings)
-        y, to_x = jax.vjp(convolve, x)
-        return convolve, (y, to_x(normal(*y.shape)))
+        function = functools.partial(convolve, kernel=kernel, **settings)
+        y, to_x = jax.vjp(function, x)
+        return function, (y, to_x(normal(*y.shape)))
 
-    convolve, divided = run(fast=True)
+    function, divided = run(fast=True)
     for got, want in zip(divided, run(fast=False)[1], strict=True):
         assert reference.relative_error(got, want) < 1e-12
-    assert str(jax.make_jaxpr(convolve)(x)).count('conv_general_dilated[') == convolutions
+    assert str(jax.make_jaxpr(function)(x)).count('conv_general_dilated[') == convolutions
 
 
 @pytest.mark.parametrize('images', [1, 2, 4, 7])  # of 12 positions; 30 are two images and a half
 def test_kernel_gradient_in_parts_is_that_of_the_whole_batch(monkeypatch, images):
-    monkeypatch.setattr(layers, '_POSITIONS_OF_A_PART', 30)
+    monkeypatch.setattr(convolution, '_POSITIONS_OF_A_PART', 30)
     x, weights = normal(images, 4, 3, 2), normal(images, 4, 3, 5)
 
     def gradient(fast):
         settings = {'stride': 1, 'padding': (1, 1), 'precision': 'highest', 'fast': fast}
-        return jax.grad(lambda kernel: jnp.sum(weights * layers.convolve(x, kernel, **settings)))(
+        return jax.grad(lambda kernel: jnp.sum(weights * convolve(x, kernel, **settings)))(
             normal(3, 3, 2, 5)
         )
 
@@ -276,10 +277,10 @@ def test_kernel_gradient_in_parts_is_that_of_the_whole_batch(monkeypatch, images
 
 
 def test_kernel_gradient_in_parts_is_added_up_in_float32(monkeypatch):
-    monkeypatch.setattr(layers, '_POSITIONS_OF_A_PART', 1)
+    monkeypatch.setattr(convolution, '_POSITIONS_OF_A_PART', 1)
     x, kernel = jnp.ones((300, 1, 1, 1), 'bfloat16'), jnp.ones((1, 1, 1, 1), 'bfloat16')
     settings = {'stride': 1, 'padding': (0, 0), 'precision': 'default', 'fast': True}
-    got = jax.grad(lambda kernel: jnp.sum(layers.convolve(x, kernel, **settings)))(kernel)
+    got = jax.grad(lambda kernel: jnp.sum(convolve(x, kernel, **settings)))(kernel)
     assert got.dtype == jnp.bfloat16
     assert got.item() == 300  # in bfloat16 256 + 1 = 256
 
