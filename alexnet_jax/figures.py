@@ -93,7 +93,11 @@ def draw_curves(
     for axes, name in ((loss, 'cross-entropy'), (error, 'top-1 error')):
         axes.set(xlabel='epoch', ylabel=name, ylim=(0, None))
         axes.spines[['top', 'right']].set_visible(False)
-    loss.legend(frameon=False, loc='lower left' if len(runs) == 1 else 'best')
+    if len(runs) > 3:
+        entries = loss.get_legend_handles_labels()
+        figure.legend(*entries, frameon=False, loc='outside right upper')
+    else:
+        loss.legend(frameon=False, loc='lower left' if len(runs) == 1 else 'best')
     figure.suptitle(title)
     _save(figure, output)
 
