@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import math
+import time
 import types
 from typing import Any
 
@@ -134,6 +135,17 @@ def test_the_peak_is_that_of_the_faster_program():
     assert step._peak(five, seconds) == pytest.approx(5 * 4 * 64**3), 'two devices'
 
 
+def test_the_first_of_a_turn_is_not_timed():
+    times = []
+
+    def work(number):
+        times.append(number)
+        time.sleep(0.3 if len(times) == 1 else 0.01)
+
+    assert 0.01 <= step._turn(work, 3) < 0.3
+    assert times == [1, 3]
+
+
 def test_a_comparison_takes_one_device_and_pytorch(monkeypatch):
     config = configuration()
     config.parallel.data = 2
@@ -155,6 +167,15 @@ def test_what_the_other_programs_do_not_know_is_refused(ours):
         for make in (problem.Plain, functools.partial(problem.Torch, product_size=8)):
             with pytest.raises(UserError, match=rf'optim\.{field} = .* compare and time with'):
                 make(config, params)
+
+
+def test_what_the_ready_crops_have_not_is_left_out_or_refused(ours):
+    config = configuration()
+    config.augment.rotation_degrees = 10.0
+    assert problem.without_chance(config).augment.rotation_degrees == 0
+    config.augment.pixel_divisor = 58.0
+    with pytest.raises(UserError, match=r'augment\.pixel_divisor = .* compare and time with'):
+        problem.Plain(config, ours[0])
 
 
 def test_the_other_process_ends_with_the_comparison(monkeypatch):

@@ -243,23 +243,26 @@ def test_tower_convolution_gradients(monkeypatch, fields, shape, fast):
 
 
 @pytest.mark.parametrize(
-    ('images', 'features', 'convolutions'),
-    [(8, 5, 4), (6, 5, 1), (4, 5, 1), (8, 97, 1)],  # parts of 6 images and of 30 pixels do not go
+    ('images', 'features', 'forward', 'backward'),  # parts of 6 images and of 30 pixels do not go
+    [(8, 5, 4, 4), (6, 5, 1, 1), (4, 5, 1, 1), (8, 97, 1, 4)],
 )
-def test_a_convolution_of_few_features_is_divided(monkeypatch, images, features, convolutions):
-    monkeypatch.setattr(convolution, '_FEWEST_POSITIONS', 60)
+def test_a_convolution_of_few_features_is_divided(monkeypatch, images, features, forward, backward):
+    monkeypatch.setattr(convolution, '_FEWEST_POSITIONS', 40)
     x, kernel = normal(images, 6, 5, 2), normal(3, 3, 2, features)
 
     def run(fast):
-        settings = {'stride': 2, 'padding': (0, 1), 'precision': 'highest', 'fast': fast}
+        settings = {'stride': 1, 'padding': (0, 1), 'precision': 'highest', 'fast': fast}
         function = functools.partial(convolve, kernel=kernel, **settings)
         y, to_x = jax.vjp(function, x)
-        return function, (y, to_x(normal(*y.shape)))
+        return (function, to_x), (y, to_x(normal(*y.shape)))
 
-    function, divided = run(fast=True)
+    (function, to_x), divided = run(fast=True)
     for got, want in zip(divided, run(fast=False)[1], strict=True):
         assert reference.relative_error(got, want) < 1e-12
-    assert str(jax.make_jaxpr(function)(x)).count('conv_general_dilated[') == convolutions
+    word = 'conv_general_dilated['
+    assert str(jax.make_jaxpr(function)(x)).count(word) == forward
+    of_kernel = 1  # in a loop
+    assert str(jax.make_jaxpr(to_x)(divided[0])).count(word) == backward + of_kernel
 
 
 @pytest.mark.parametrize('images', [1, 2, 4, 7])  # of 12 positions; 30 are two images and a half
