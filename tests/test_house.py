@@ -18,7 +18,7 @@ PACKAGE = 'alexnet_jax'
 
 # A module imports from the floors below its own, and along these arrows within it.
 FLOORS = (
-    {'config', 'fields', 'paper', 'metrics', 'arguments', 'locks'},
+    {'config', 'fields', 'paper', 'metrics', 'arguments', 'locks', 'heap'},
     {'parallel.mesh', 'parallel.collectives', 'parallel.processes', 'data.batch'},
     {'network.model', 'network.layers', 'network.convolution', 'network.pooling', 'network.local'}
     | {'data.augment'},

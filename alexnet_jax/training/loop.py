@@ -10,6 +10,7 @@ import ml_collections
 from etils import epath
 
 from alexnet_jax import config as config_lib
+from alexnet_jax import heap
 from alexnet_jax.config import UserError
 from alexnet_jax.metrics import RunLog
 from alexnet_jax.training import guard, pretrained, provenance
@@ -106,6 +107,7 @@ class _Run:
         with self.log.spending('other'):
             guard.require_finite_parameters(step, state.params)
             self.checkpoints.save(step, state, _meta(self.experiment), metrics)
+            heap.trim()
 
     def evaluate_and_save(self, step: int, state: TrainState) -> TrainState:
         """Evaluate, tell the plateau rule, save; the state is unchanged if a signal came midway."""

@@ -1,6 +1,7 @@
 """The writer: what is read back, killing it, other recipes, workers."""
 
 import contextlib
+import errno
 import fractions
 import functools
 import itertools
@@ -134,6 +135,34 @@ def test_a_complete_data_set_is_left_alone(tmp_path):
 def test_two_workers_write_the_same_bytes(tmp_path, reference):
     assert in_another_process(tmp_path, tmp_path, workers=2).wait() == 0
     assert files(tmp_path / 'tiny' / '1.2.0') == files(reference)
+
+
+def test_a_shard_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced = []
+
+    def fsync(descriptor):
+        path = pathlib.Path(os.readlink(f'/proc/self/fd/{descriptor}'))
+        assert path.suffix == '.tmp'
+        assert not path.with_suffix('').exists()
+        synced.append((path.with_suffix('').name, path.read_bytes()))
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    directory = write(tmp_path)
+    shards = {name: data for name, data in files(directory).items() if '.array_record-' in name}
+    assert dict(synced) == shards
+    assert len(synced) == 5
+
+
+def test_a_disk_that_loses_what_is_written_ends_in_one_line(tmp_path, monkeypatch):
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with pytest.raises(UserError, match='No space left on device') as caught:
+        write(tmp_path)
+    assert 'tiny-train.array_record-00000-of-00004' in one_line(caught)
+    monkeypatch.undo()
+    assert len(files(write(tmp_path))) > 5
 
 
 @pytest.mark.fault
