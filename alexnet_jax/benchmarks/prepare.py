@@ -15,7 +15,7 @@ _DISTINCT = 1000  # of the source, kept in memory
 _SIZE = 256
 
 
-def measure(source: str, *, count: int = _IMAGES, rounds: int = 3) -> dict[str, Any]:
+def measure(source: str, *, count: int = _IMAGES, rounds: int = 7) -> dict[str, Any]:
     """Return images a second, and a second of processor time, of the parts of `prepare`.
 
     'decode_resize' is a loop over files in memory; 'records_1' and 'records_2' are
