@@ -42,7 +42,7 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
             waits.append(run.waited_s / seconds)
             return seconds
 
-        rounds, warmup = (3, 0) if step_s > 1 else (9, 1)
+        rounds, warmup = (5, 0) if step_s > 1 else (9, 1)
         cases = {'alone': alone, 'trained': trained}
         seconds = timing.interleaved(cases, rounds=rounds, warmup=warmup)
     images = steps * config.training.batch_size
