@@ -60,7 +60,7 @@ def run(
 
 
 def load_config() -> ml_collections.ConfigDict:
-    """Return the configuration of the flags, validated, with JAX set up as it says."""
+    """Return the configuration of the flags, validated, with JAX set up as it says, and malloc."""
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax comments every save
     config = _CONFIG.value
     config_lib.validate(config)

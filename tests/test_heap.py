@@ -1,6 +1,7 @@
 """A process on the CPU keeps its memory: pages cleared a step, and who decides otherwise."""
 
 import os
+import pathlib
 import platform
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='mallopt is of glibc')
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = 64 * 2**20 // os.sysconf('SC_PAGE_SIZE')  # of the array below
 # A step with a temporary array of 64 MB; prints the pages that the system clears for one.
 SCRIPT = """
@@ -33,17 +35,24 @@ print(kept, sorted(cleared[-9:])[4], before - resident())
 """
 
 
-def run(keep, **environment):
-    """Return whether memory is kept, pages cleared in the median step, pages that `trim` frees."""
-    clean = {n: v for n, v in os.environ.items() if not n.startswith(('MALLOC_', 'GLIBC_'))}
+def in_a_process(script, **environment):
+    """Return what a script prints in a process whose environment says nothing of malloc."""
+    clean = {n: v for n, v in os.environ.items() if not n.startswith(('MALLOC_', 'GLIBC_', 'JAX_'))}
     answer = subprocess.run(
-        [sys.executable, '-c', SCRIPT.format(keep=keep)],
-        env=clean | {'JAX_PLATFORMS': 'cpu'} | environment,
+        [sys.executable, '-c', script],
+        env=clean | {'PYTHONPATH': str(ROOT)} | environment,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    kept, cleared, given_back = answer.stdout.split()
+    return answer.stdout
+
+
+def run(keep, **environment):
+    """Return whether memory is kept, pages cleared in the median step, pages that `trim` frees."""
+    answer = in_a_process(SCRIPT.format(keep=keep), JAX_PLATFORMS='cpu', **environment)
+    kept, cleared, given_back = answer.split()
     return kept == 'True', int(cleared), int(given_back)
 
 
@@ -71,13 +80,38 @@ def test_settings_of_the_environment_win(environment):
     assert cleared > PAGES
 
 
-def test_where_jax_may_take_an_accelerator_nothing_is_set():
-    script = 'from alexnet_jax import heap; print(heap.keep())'
-    answer = subprocess.run(
-        [sys.executable, '-c', script],
-        env=os.environ | {'JAX_PLATFORMS': 'cuda,cpu'},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert answer.stdout == 'False\n'
+KEEP = 'from alexnet_jax import heap; print(heap.keep())'
+
+
+@pytest.mark.parametrize(
+    ('platforms', 'kept'), [('cpu', True), ('cuda,cpu', False), ('tpu', False), ('', True)]
+)
+def test_it_is_for_the_cpu_alone(platforms, kept):
+    assert in_a_process(KEEP, JAX_PLATFORMS=platforms) == f'{kept}\n'
+
+
+@pytest.mark.parametrize('package', ['libtpu', 'jax_plugins/xla_cuda13'])
+def test_an_installed_accelerator_is_noticed(tmp_path, package):
+    (tmp_path / package).mkdir(parents=True)
+    (tmp_path / package / '__init__.py').touch()
+    assert in_a_process(KEEP, PYTHONPATH=f'{tmp_path}:{ROOT}') == 'False\n'
+
+
+def test_a_plugin_that_names_itself_is_noticed(tmp_path):
+    metadata = tmp_path / 'some_device-1.0.dist-info'
+    metadata.mkdir()
+    (metadata / 'METADATA').write_text('Name: some_device\nVersion: 1.0\n')
+    (metadata / 'entry_points.txt').write_text('[jax_plugins]\nsome = some_device\n')
+    assert in_a_process(KEEP, PYTHONPATH=f'{tmp_path}:{ROOT}') == 'False\n'
+
+
+def test_a_command_keeps_its_memory():
+    script = """
+import sys
+from absl import flags
+from alexnet_jax import command_line, heap
+flags.FLAGS([sys.argv[0], '--config=configs/tiny.py'])
+command_line.load_config()
+print(heap._kept)
+"""
+    assert in_a_process(script, JAX_PLATFORMS='cpu') == 'True\n'

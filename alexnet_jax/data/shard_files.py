@@ -185,7 +185,7 @@ def review_split(info: Any) -> Review:
 def _disk_errors(path: epath.Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:  # a full disk is the second to array_record
+    except (OSError, RuntimeError) as error:  # array_record's own kind is RuntimeError
         reason = str(error).partition('\n')[0]
         raise UserError(f'cannot write {path}: {reason}') from error
 

@@ -138,7 +138,7 @@ def test_two_workers_write_the_same_bytes(tmp_path, reference):
 
 
 def test_a_shard_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    synced = []
+    synced, dropped = [], []
 
     def fsync(descriptor):
         path = pathlib.Path(os.readlink(f'/proc/self/fd/{descriptor}'))
@@ -146,8 +146,15 @@ def test_a_shard_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
         assert not path.with_suffix('').exists()
         synced.append((path.with_suffix('').name, path.read_bytes()))
 
+    def fadvise(descriptor, offset, length, advice):
+        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED), 'the whole file'
+        dropped.append(pathlib.Path(os.readlink(f'/proc/self/fd/{descriptor}')).stem)
+        assert dropped[-1] == synced[-1][0], 'pages that are not on disk would stay'
+
     monkeypatch.setattr(os, 'fsync', fsync)
+    monkeypatch.setattr(os, 'posix_fadvise', fadvise)
     directory = write(tmp_path)
+    assert len(dropped) == 5
     shards = {name: data for name, data in files(directory).items() if '.array_record-' in name}
     assert dict(synced) == shards
     assert len(synced) == 5

@@ -6,7 +6,9 @@ import signal
 import pytest
 from etils import epath
 
+from alexnet_jax import heap
 from alexnet_jax.training import loop
+from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.experiment import Experiment
 from configs import tiny
 
@@ -43,6 +45,22 @@ def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(tmp_path, monkeypa
     capsys.readouterr()
     assert loop.train(config, workdir) == 0
     assert capsys.readouterr().out == f'nothing to train: {workdir} is at step 4 of 4\n'
+
+
+def test_each_save_gives_free_memory_back(tmp_path, monkeypatch):
+    calls = []
+    save = Checkpoints.save
+
+    def saving(self, step, *rest):
+        calls.append(step)
+        save(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, 'save', saving)
+    monkeypatch.setattr(heap, 'trim', lambda: calls.append('trim'))
+    config = _config(tmp_path)
+    config.checkpoint.save_every_steps = 2
+    assert loop.train(config, epath.Path(tmp_path / 'run')) == 0
+    assert calls == [2, 'trim', 4, 'trim']
 
 
 def test_the_plateau_rule_is_fed_and_saved(tmp_path):
