@@ -14,9 +14,9 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import heap
-from alexnet_jax.config import UserError
 from alexnet_jax.parallel import mesh, processes
+from alexnet_jax.runtime import memory
+from alexnet_jax.runtime.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
@@ -68,7 +68,7 @@ def load_config() -> ml_collections.ConfigDict:
         config.data.dir = config_lib.data_directory(_DATA_DIR.value, config.data.dir)
     config.lock()
     mesh.select_platform(config.parallel.cpu_devices)
-    heap.keep()
+    memory.keep()
     if config.training.compilation_cache_dir:
         cache = pathlib.Path(config.training.compilation_cache_dir).expanduser()
         jax.config.update('jax_compilation_cache_dir', str(cache))

@@ -12,11 +12,7 @@ from typing import Any
 import ml_collections
 
 from alexnet_jax.fields import CONVOLUTIONS, FIELDS
-
-
-class UserError(Exception):
-    """What the user can mend: one line that names the thing and the remedy. Ends in exit code 2."""
-
+from alexnet_jax.runtime.errors import UserError
 
 # A resumed run keeps these; all else may change and is logged (mesh, schedule, epochs, logs).
 _MEANING = (

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from alexnet_jax import paper
 from alexnet_jax.arguments import Parser
-from alexnet_jax.config import UserError, differences
-from alexnet_jax.metrics import epoch_means, epochs_to_error, training_error
+from alexnet_jax.config import differences
+from alexnet_jax.reports import paper
+from alexnet_jax.runtime.errors import UserError, first_line
+from alexnet_jax.runtime.run_log import epoch_means, epochs_to_error, training_error
 
 _UNITS = ('relu', 'tanh')
 # What runs that Fig. 1 compares may differ in: unit, rate, length, and where they ran.
@@ -209,7 +210,7 @@ def _save(figure: Any, output: str) -> None:
     try:
         figure.savefig(path, dpi=150, metadata={'Date': None} if path.suffix == '.svg' else None)
     except (ValueError, OSError) as error:
-        reason = str(error).partition('\n')[0]
+        reason = first_line(error)
         raise UserError(f'cannot write {path} ({reason}); name a .svg, .png or .pdf') from error
     finally:
         _pyplot().close(figure)

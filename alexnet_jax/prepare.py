@@ -11,8 +11,9 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from alexnet_jax.arguments import Parser
-from alexnet_jax.config import UserError, data_directory
-from alexnet_jax.data import digits, folder, imagenet, photographs
+from alexnet_jax.config import data_directory
+from alexnet_jax.preparation import digits, folder, imagenet, photographs
+from alexnet_jax.runtime.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,7 +128,7 @@ def _cores() -> int:
 
 def _statistics(info: Any, data_dir: str, directory: epath.Path, workers: int) -> dict[str, Any]:
     """Compute the statistics as training would, so that it finds them; return the report."""
-    from alexnet_jax.data import pipeline  # imports JAX, which the workers do not need
+    from alexnet_jax.input import pipeline  # imports JAX, which the workers do not need
 
     splits = list(info.splits)
     _, statistics = pipeline.load(

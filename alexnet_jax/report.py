@@ -11,11 +11,10 @@ from typing import Any
 
 from etils import epath
 
-from alexnet_jax import comparison
-from alexnet_jax import reproduction as reproduction_lib
 from alexnet_jax.arguments import Parser
-from alexnet_jax.config import UserError
-from alexnet_jax.runs import METRICS
+from alexnet_jax.reports import against_baseline, claims
+from alexnet_jax.reports.workdirs import METRICS
+from alexnet_jax.runtime.errors import UserError
 
 _RUNS = 'a folder of workdirs'
 
@@ -43,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = epath.Path(arguments.runs)
     try:
         if 'baseline' in arguments:
-            report = comparison.compare(runs, arguments.baseline, arguments.metric)
+            report = against_baseline.compare(runs, arguments.baseline, arguments.metric)
             text = comparison_markdown(report, arguments.metric)
         else:
-            report = reproduction_lib.reproduction(runs)
+            report = claims.reproduction(runs)
             text = markdown(report)
         if arguments.output:
             _write(epath.Path(arguments.output), text)

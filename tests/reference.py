@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from alexnet_jax.data.augment import Augment
+from alexnet_jax.input.augment import Augment
 from alexnet_jax.network.model import AlexNet, abstract_variables
 from configs import alexnet
 

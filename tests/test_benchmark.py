@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alexnet_jax.benchmarks import end_to_end, prepare, startup, timing
-from alexnet_jax.data import pipeline
+from alexnet_jax.input import pipeline
 from configs import tiny
 from tests import photographs
 

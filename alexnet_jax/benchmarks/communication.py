@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from alexnet_jax.config import CONVOLUTIONS, UserError
+from alexnet_jax.config import CONVOLUTIONS
 from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.parallel.collectives import AXES, FLAT_AXIS, MODEL_AXES
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.experiment import build
 
 _TIMES_SENT = {'all_gather': 1, 'reduce_scatter': 1, 'psum': 2}

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from alexnet_jax.benchmarks import timing
-from alexnet_jax.data import images, pipeline, records, sources
+from alexnet_jax.input import pipeline, sources
+from alexnet_jax.preparation import images, records
 
 _ROUNDS = 7
 _BATCHES = 40  # a round

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from alexnet_jax.benchmarks import communication
-from alexnet_jax.config import UserError
 from alexnet_jax.network.model import AlexNet, count_macs, training_flops
 from alexnet_jax.parallel.collectives import Collectives
+from alexnet_jax.runtime.errors import UserError
 
 _PASSES = {'all_gather': 1, 'reduce_scatter': 1, 'psum': 2}  # over the group's ring
 _LIMIT = 2**16  # devices

@@ -7,8 +7,9 @@ import tempfile
 from typing import Any
 
 from alexnet_jax.benchmarks import timing
-from alexnet_jax.config import UserError
-from alexnet_jax.data import folder, images, photographs, sources, stats
+from alexnet_jax.input import sources, stats
+from alexnet_jax.preparation import folder, images, photographs
+from alexnet_jax.runtime.errors import UserError
 
 _IMAGES = 5000  # a round; a source with fewer is used several times
 _DISTINCT = 1000  # of the source, kept in memory

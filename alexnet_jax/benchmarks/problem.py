@@ -17,8 +17,9 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax.benchmarks import plain_step
-from alexnet_jax.config import CONVOLUTIONS, UserError, flatten
-from alexnet_jax.data.batch import Batch, Statistics
+from alexnet_jax.config import CONVOLUTIONS, flatten
+from alexnet_jax.input.batch import Batch, Statistics
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training import experiment as experiment_lib
 
 MEAN_PIXEL = 120.0

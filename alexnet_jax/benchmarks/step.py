@@ -16,9 +16,9 @@ import ml_collections
 
 from alexnet_jax.benchmarks import timing
 from alexnet_jax.benchmarks.problem import Ours, Plain, Torch, assert_same_losses, without_chance
-from alexnet_jax.config import UserError
 from alexnet_jax.network.model import count_macs, training_flops
 from alexnet_jax.parallel.mesh import make_mesh
+from alexnet_jax.runtime.errors import UserError
 
 _ROUNDS = 7
 _TURN_S = 0.5  # a turn repeats its work to take at least so long

@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax.config import UserError
 from alexnet_jax.parallel.collectives import AXES, FLAT_AXIS, Collectives
+from alexnet_jax.runtime.errors import UserError
 
 # Each image goes to one device only; `gather_images` brings a tower's partners together.
 IMAGES = P(('data', 'shard', 'tower'))

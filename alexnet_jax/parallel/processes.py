@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from alexnet_jax.config import UserError
+from alexnet_jax.runtime.errors import UserError, first_line
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar('_T')
@@ -119,7 +119,7 @@ def connect(
             )
     except Exception as error:  # of gRPC, of a launcher's client; JAX has no type for them
         raise UserError(
-            f'the processes cannot meet {where} ({_first_line(error)}); {_REMEDY[distributed]}'
+            f'the processes cannot meet {where} ({first_line(error)}); {_REMEDY[distributed]}'
         ) from error
     devices = [device.process_index for device in jax.devices()]
     counts = [devices.count(process) for process in range(jax.process_count())]
@@ -277,7 +277,7 @@ def end_all(error: BaseException) -> NoReturn:
     if not jax.distributed.is_initialized():
         raise error
     if is_lost_peer(error):
-        line = f'error: another process was lost, its own output says why ({_first_line(error)})'
+        line = f'error: another process was lost, its own output says why ({first_line(error)})'
         print(line, file=sys.stderr)
         leave(PEER_LOST)
     traceback.print_exception(error)
@@ -311,7 +311,3 @@ def _pad(text: bytes, length: int) -> np.ndarray:
     padded = np.zeros(-(-int(length) // _PADDING) * _PADDING, np.uint8)
     padded[: len(text[: len(padded)])] = np.frombuffer(text[: len(padded)], np.uint8)
     return padded
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition('\n')[0]

@@ -11,10 +11,10 @@ import ml_collections
 import numpy as np
 import optax
 
-from alexnet_jax.config import UserError
-from alexnet_jax.data import pipeline
-from alexnet_jax.data.batch import Batch
+from alexnet_jax.input import pipeline
+from alexnet_jax.input.batch import Batch
 from alexnet_jax.parallel.collectives import Collectives
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.experiment import Experiment, build
 
 _LEFT = 0.8  # of the loss of the best answer that ignores the images

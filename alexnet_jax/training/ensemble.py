@@ -14,15 +14,15 @@ import numpy as np
 from etils import epath
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.config import UserError
-from alexnet_jax.data import sources
-from alexnet_jax.data.sources import Split
-from alexnet_jax.metrics import read_rows
+from alexnet_jax.checkpoint.manifest import parameters_sha256
+from alexnet_jax.checkpoint.pretrained import read_only, restore_network, workdir_of
+from alexnet_jax.input import sources
+from alexnet_jax.input.sources import Split
 from alexnet_jax.parallel import processes
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.run_log import read_rows
 from alexnet_jax.training import provenance
 from alexnet_jax.training.experiment import Experiment, build
-from alexnet_jax.training.manifest import parameters_sha256
-from alexnet_jax.training.pretrained import read_only, restore_network, workdir_of
 
 _logger = logging.getLogger(__name__)
 Outputs = dict[str, np.ndarray]  # softmax outputs [N, classes] under '' and '_10_views'

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from alexnet_jax.data.augment import Augment
-from alexnet_jax.data.batch import Batch, Statistics
+from alexnet_jax.input.augment import Augment
+from alexnet_jax.input.batch import Batch, Statistics
 from alexnet_jax.network.model import AlexNet
 from alexnet_jax.training.step import copy_rows
 

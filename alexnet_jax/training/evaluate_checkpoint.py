@@ -7,10 +7,10 @@ import ml_collections
 from etils import epath
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.checkpoint.manifest import parameters_sha256
+from alexnet_jax.checkpoint.pretrained import read_only, restore_network
 from alexnet_jax.training import provenance
 from alexnet_jax.training.experiment import build
-from alexnet_jax.training.manifest import parameters_sha256
-from alexnet_jax.training.pretrained import read_only, restore_network
 
 _logger = logging.getLogger(__name__)
 

@@ -13,13 +13,14 @@ from jax.sharding import Mesh, NamedSharding
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.config import Plan
-from alexnet_jax.data import pipeline
-from alexnet_jax.data.augment import Augment
-from alexnet_jax.data.batch import Batch, Statistics
-from alexnet_jax.data.sources import Dataset, Split
+from alexnet_jax.input import pipeline
+from alexnet_jax.input.augment import Augment
+from alexnet_jax.input.batch import Batch, Statistics
+from alexnet_jax.input.sources import Dataset, Split
 from alexnet_jax.network.model import AlexNet, count_macs
 from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.parallel import processes
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.evaluate import eval_step, evaluate, probability_step
 from alexnet_jax.training.optim import Optimizer, make_optimizer
 from alexnet_jax.training.step import TrainState, init_state, state_specs, train_step
@@ -239,7 +240,7 @@ def check_sizes(experiment: Experiment) -> None:
     """Raise UserError unless the crop fits the images and leaves something for each layer."""
     crop_px, shape = experiment.augment.crop_px, experiment.image_shape
     if crop_px > min(shape[:2]):
-        raise config_lib.UserError(
+        raise UserError(
             f'config.augment.crop_px = {crop_px} is larger than the images, {shape}; lower it'
         )
     try:
@@ -249,7 +250,7 @@ def check_sizes(experiment: Experiment) -> None:
         macs = {'a layer': 0}
     for name, count in macs.items():
         if count == 0:
-            raise config_lib.UserError(
+            raise UserError(
                 f'config.augment.crop_px = {crop_px} leaves nothing for {name} to see; raise it '
                 'or lower the strides and windows of model.conv1 to model.conv6'
             )
@@ -258,7 +259,7 @@ def check_sizes(experiment: Experiment) -> None:
 def check_classes(dataset: Dataset, num_classes: int) -> None:
     """Raise UserError unless the network has one output for each class of the data."""
     if dataset.num_classes != num_classes:
-        raise config_lib.UserError(
+        raise UserError(
             f'config.model.num_classes = {num_classes}, but {dataset.full_name} has '
             f'{dataset.num_classes} classes; set --config.model.num_classes={dataset.num_classes}'
         )

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from alexnet_jax import locks
-from alexnet_jax.config import UserError
 from alexnet_jax.parallel import processes
+from alexnet_jax.runtime import locks
+from alexnet_jax.runtime.errors import UserError
 
 _logger = logging.getLogger(__name__)
 _LOCK_WAIT_S = 120.0  # a job may be started again while its last end is still being written

@@ -10,11 +10,12 @@ import ml_collections
 from etils import epath
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import heap
-from alexnet_jax.config import UserError
-from alexnet_jax.metrics import RunLog
-from alexnet_jax.training import guard, pretrained, provenance
-from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.checkpoint import pretrained
+from alexnet_jax.checkpoint.checkpoints import Checkpoints
+from alexnet_jax.runtime import memory
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.run_log import RunLog
+from alexnet_jax.training import guard, provenance
 from alexnet_jax.training.experiment import Experiment, build
 from alexnet_jax.training.step import TrainState
 
@@ -107,7 +108,7 @@ class _Run:
         with self.log.spending('other'):
             guard.require_finite_parameters(step, state.params)
             self.checkpoints.save(step, state, _meta(self.experiment), metrics)
-            heap.trim()
+            memory.trim()
 
     def evaluate_and_save(self, step: int, state: TrainState) -> TrainState:
         """Evaluate, tell the plateau rule, save; the state is unchanged if a signal came midway."""

@@ -10,8 +10,8 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax.data.augment import Augment
-from alexnet_jax.data.batch import Batch, Statistics
+from alexnet_jax.input.augment import Augment
+from alexnet_jax.input.batch import Batch, Statistics
 from alexnet_jax.network.model import AlexNet, abstract_variables, init_parameters
 from alexnet_jax.training.optim import Optimizer
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax import paper
 from alexnet_jax.benchmarks import prediction
 from alexnet_jax.benchmarks.prediction import Assumptions
-from alexnet_jax.config import UserError
+from alexnet_jax.reports import paper
+from alexnet_jax.runtime.errors import UserError
 from configs import alexnet
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from alexnet_jax.benchmarks import layers, problem, step, torch_step
-from alexnet_jax.config import UserError
+from alexnet_jax.runtime.errors import UserError
 from configs import tiny
 
 

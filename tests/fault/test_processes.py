@@ -36,7 +36,7 @@ me = '--process_id=' + os.environ['PROCESS'] in sys.argv
 if me:
     sys.argv += os.environ.get('MORE', '').split()
 from alexnet_jax import main
-from alexnet_jax.config import UserError
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training import guard
 look = guard.require_finite_loss
 def faulty(step, loss, where):

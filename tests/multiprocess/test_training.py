@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from etils import epath
 
+from alexnet_jax.checkpoint.checkpoints import Checkpoints
 from alexnet_jax.training import experiment as experiment_lib
 from alexnet_jax.training import loop
-from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.ensemble import evaluate_ensemble
 from alexnet_jax.training.evaluate_checkpoint import evaluate_checkpoint
 from configs import tiny

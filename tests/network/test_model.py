@@ -11,7 +11,6 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax import paper
 from alexnet_jax.network.model import (
     AlexNet,
     abstract_variables,
@@ -20,6 +19,7 @@ from alexnet_jax.network.model import (
     training_flops,
 )
 from alexnet_jax.parallel import mesh as mesh_lib
+from alexnet_jax.reports import paper
 from alexnet_jax.training.step import loss_and_gradients
 from configs import alexnet, tiny
 from tests import reference

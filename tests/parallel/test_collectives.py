@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import paper
 from alexnet_jax.benchmarks import communication
-from alexnet_jax.config import UserError
+from alexnet_jax.reports import paper
+from alexnet_jax.runtime.errors import UserError
 from configs import alexnet, tiny
 from tests.parallel.tiny_run import Run
 

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.config import UserError
-from alexnet_jax.data import pipeline
+from alexnet_jax.input import pipeline
 from alexnet_jax.parallel import mesh as mesh_lib
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.experiment import BATCH_SPECS
 from tests import reference
 from tests.parallel.tiny_run import BATCH, Run, assert_close, host_batch, train

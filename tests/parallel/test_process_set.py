@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax.config import UserError
 from alexnet_jax.parallel import processes
+from alexnet_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = str(ROOT / 'launch' / 'local.sh')
@@ -53,7 +53,7 @@ def test_flags_that_go_together(flags):
 
 CONNECT = """
 import sys
-from alexnet_jax.config import UserError
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.parallel import processes
 def connect(distributed='off', address='', count=None, number=None, wait_s=30):
     try:

@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.config import make_plan
-from alexnet_jax.data.augment import Augment
-from alexnet_jax.data.batch import Batch, Statistics
+from alexnet_jax.input.augment import Augment
+from alexnet_jax.input.batch import Batch, Statistics
 from alexnet_jax.network.model import AlexNet
 from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.training import step as step_lib

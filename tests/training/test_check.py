@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from alexnet_jax.config import UserError
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training import check
 from alexnet_jax.training.experiment import build
 from configs import digits

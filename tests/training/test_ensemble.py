@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from scipy import optimize
 
-from alexnet_jax.config import UserError
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training import ensemble, loop
 from configs import tiny
 from tests import reference

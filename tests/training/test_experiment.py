@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from alexnet_jax.config import UserError
 from alexnet_jax.network.model import AlexNet
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training import experiment as experiment_lib
 from configs import tiny
 

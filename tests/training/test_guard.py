@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from alexnet_jax import locks
-from alexnet_jax.config import UserError
+from alexnet_jax.runtime import locks
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training import guard
 
 ROOT = Path(__file__).resolve().parents[2]

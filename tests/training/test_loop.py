@@ -6,9 +6,9 @@ import signal
 import pytest
 from etils import epath
 
-from alexnet_jax import heap
+from alexnet_jax.checkpoint.checkpoints import Checkpoints
+from alexnet_jax.runtime import memory
 from alexnet_jax.training import loop
-from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.experiment import Experiment
 from configs import tiny
 
@@ -56,7 +56,7 @@ def test_each_save_gives_free_memory_back(tmp_path, monkeypatch):
         save(self, step, *rest)
 
     monkeypatch.setattr(Checkpoints, 'save', saving)
-    monkeypatch.setattr(heap, 'trim', lambda: calls.append('trim'))
+    monkeypatch.setattr(memory, 'trim', lambda: calls.append('trim'))
     config = _config(tmp_path)
     config.checkpoint.save_every_steps = 2
     assert loop.train(config, epath.Path(tmp_path / 'run')) == 0

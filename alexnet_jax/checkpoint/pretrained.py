@@ -1,0 +1,103 @@
+"""The parameters of an earlier run: opened by its place, loaded into a new run where they fit."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from alexnet_jax.checkpoint.checkpoints import Checkpoints
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.experiment import Experiment
+
+_logger = logging.getLogger(__name__)
+
+
+def workdir_of(place: epath.Path) -> epath.Path:
+    """Return the WORKDIR of WORKDIR or WORKDIR/checkpoints/STEP; `~` is expanded."""
+    place = place.expanduser()
+    return place.parents[1] if place.parent.name == 'checkpoints' else place
+
+
+@contextlib.contextmanager
+def read_only(
+    place: epath.Path, which: str = 'latest'
+) -> Iterator[tuple[Checkpoints, int, dict[str, Any]]]:
+    """Open WORKDIR, or WORKDIR/checkpoints/STEP for that one; yield (checkpoints, step, meta).
+
+    `which` of a WORKDIR's checkpoints: 'latest' or 'best'. Raises UserError when there is no sound
+    one.
+    """
+    workdir = workdir_of(place)
+    if place.parent.name == 'checkpoints':
+        which = place.name
+    none = UserError(f'no checkpoint in {place}; name the workdir of a run that has saved one')
+    if not (workdir / 'checkpoints').exists():
+        raise none
+    checkpoints = Checkpoints(
+        workdir, save_every_steps=0, keep_latest=2, keep_best=0, read_only=True
+    )
+    with checkpoints:
+        found = checkpoints.find(which)
+        if found is None:
+            raise none
+        yield checkpoints, *found
+
+
+def restore_network(
+    experiment: Experiment, checkpoints: Checkpoints, step: int, place: epath.PathLike
+) -> Any:
+    """Restore the network's parameters; raise UserError, naming one, unless they all are there."""
+    params, others = checkpoints.restore_params(step, experiment.abstract_state().params)
+    for name, difference in others.items():
+        raise UserError(
+            f'checkpoint {step} in {place} is of another network: {name} is {difference}; '
+            'use the configuration of its run'
+        )
+    return params
+
+
+def init_params(
+    experiment: Experiment, params: Any, source: str
+) -> tuple[Any, dict[str, int | str]]:
+    """Put the parameters of an earlier run where they fit, on any mesh; leave the others as drawn.
+
+    A parameter fits when its name, shape and dtype are the same. fc8 fits only if the classes are
+    the same, too, by their names.
+
+    Args:
+      experiment: the new run.
+      params: its parameters as drawn.
+      source: WORKDIR for the latest checkpoint, or WORKDIR/checkpoints/STEP.
+
+    Returns:
+      The parameters, and what to log: `init_step`, `init_data`, `loaded`, `drawn_anew`.
+
+    Raises UserError when there is no sound checkpoint, or nothing of it fits.
+    """
+    assert experiment.dataset is not None
+    here = experiment.dataset.fingerprint()
+    wanted = experiment.abstract_state().params
+    with read_only(epath.Path(source)) as (checkpoints, step, meta):
+        known = dict(wanted)
+        anew: dict[str, str] = {}
+        if meta['data']['class_names'] != here['class_names']:
+            known.pop('fc8')
+            anew['fc8'] = 'other classes'
+        loaded, others = checkpoints.restore_params(step, known)
+    if not loaded:
+        raise UserError(
+            f'config.training.init_from = {source}: none of its parameters fits, for example '
+            f'{next(f"{k} is {v}" for k, v in others.items())}; name a run of the same network'
+        )
+    anew |= {k: v for k, v in others.items() if not (k.startswith('fc8.') and 'fc8' in anew)}
+    for name, reason in anew.items():
+        _logger.info('%s is not taken from %s: %s', name, source, reason)
+    leaves = {layer: {**params[layer], **loaded.get(layer, {})} for layer in params}
+    return leaves, {
+        'init_step': step,
+        'init_data': meta['data']['train_name'],
+        'loaded': ' '.join(f'{k}.{name}' for k, layer in sorted(loaded.items()) for name in layer),
+        'drawn_anew': '; '.join(f'{name} ({reason})' for name, reason in anew.items()),
+    }

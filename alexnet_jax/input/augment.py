@@ -1,0 +1,164 @@
+"""Augmentation on the device, inside the jitted step: uint8 in, mean-subtracted float out.
+
+Every random number is a function of (key, the example's index in the global batch), so neither the
+mesh nor the number of hosts changes an image.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.ndimage import map_coordinates
+
+from alexnet_jax.input.batch import Statistics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augment:
+    """The paper's data augmentation (Paper 4.1); its fields are the `augment` section.
+
+    The `statistics` below are of one float dtype, which is also the dtype of the result.
+    `first_step` turns an epoch into a step.
+    """
+
+    crop_px: int
+    random_crop: bool
+    mirror: bool
+    images_per_crop: int
+    mean: str
+    pixel_divisor: float
+    colour_std: float
+    colour_divisor: float
+    colour_epochs: float
+    rotation_degrees: float
+    first_step: Callable[[float], int]
+
+    def training(
+        self,
+        images: jax.Array,
+        statistics: Statistics,
+        key: jax.Array,
+        rows: jax.Array,
+        step: jax.Array,
+    ) -> jax.Array:
+        """Crop, mirror and colour each image by itself.
+
+        Args:
+          images: uint8 [n, H, W, C].
+          statistics: see the class.
+          key: typed key of this step, the same on every device.
+          rows: int32 [n], each example's index in the global batch.
+          step: int32 scalar, steps done.
+
+        Returns:
+          float [n, crop_px, crop_px, C], 0-255 scale less the mean, over `pixel_divisor`.
+        """
+        return jax.vmap(lambda image, row: self._one(image, statistics, key, row, step))(
+            images, rows
+        )
+
+    def _one(
+        self,
+        image: jax.Array,
+        statistics: Statistics,
+        key: jax.Array,
+        row: jax.Array,
+        step: jax.Array,
+    ) -> jax.Array:
+        """Return one training image [crop_px, crop_px, C]."""
+        group_key = jax.random.fold_in(key, row // self.images_per_crop)
+        crop_key, mirror_key, _ = jax.random.split(group_key, 3)
+        _, _, colour_key = jax.random.split(jax.random.fold_in(key, row), 3)
+        spare = jnp.asarray(image.shape[:2], jnp.int32) - self.crop_px
+        corner = spare // 2
+        if self.random_crop:
+            corner = jax.random.randint(crop_key, (2,), 0, spare + 1, jnp.int32)
+        mirror = jax.random.bernoulli(mirror_key) if self.mirror else jnp.zeros((), bool)
+        crop = self._crop(image, statistics, corner, mirror)
+        if self.rotation_degrees > 0:
+            turn = jax.random.uniform(
+                jax.random.fold_in(colour_key, 0), (), crop.dtype, minval=-1.0, maxval=1.0
+            )
+            crop = rotate(crop, turn * math.radians(self.rotation_degrees))
+        if self.colour_std > 0:
+            colour = pca_colour(statistics, colour_key, self.colour_std)[None, None]
+            coloured = (crop + colour) / self.colour_divisor
+            last = self.first_step(self.colour_epochs)
+            crop = jnp.where(step < last, coloured, crop) if last else coloured
+        return crop / self.pixel_divisor
+
+    def _crop(
+        self, image: jax.Array, statistics: Statistics, corner: jax.Array, mirror: jax.Array
+    ) -> jax.Array:
+        """Cut the image at a corner (y, x), subtract the mean, mirror; uint8 is cut, then cast."""
+        size = (self.crop_px, self.crop_px, image.shape[-1])
+        mean, start = statistics.mean_image, (*corner, jnp.zeros_like(corner[0]))
+        crop = lax.dynamic_slice(image, start, size).astype(mean.dtype)
+        if self.mean == 'at_crop':
+            crop = crop - lax.dynamic_slice(mean, start, size)
+        elif self.mean == 'channels':
+            crop = crop - jnp.mean(mean, axis=(0, 1), keepdims=True)
+        crop = jnp.where(mirror, crop[:, ::-1], crop)
+        if self.mean == 'centre':  # the 2012 source subtracts it last, so it is not mirrored
+            y, x = ((side - self.crop_px) // 2 for side in mean.shape[:2])
+            crop = crop - mean[y : y + self.crop_px, x : x + self.crop_px]
+        return crop
+
+    def view_corners(self, image_shape: tuple[int, ...], views: int) -> tuple[jax.Array, jax.Array]:
+        """Return the corners (y, x) int32 [views, 2] and mirrors bool [views] of test views.
+
+        One view is the centre. Ten are the centre, the four corners, and the mirror image of each
+        (Paper 4.1), the plain centre first. Without `mirror`, where mirror images are other objects
+        (digits), ten views are the five crops, each taken twice: the average is that of the five.
+        """
+        y, x = image_shape[0] - self.crop_px, image_shape[1] - self.crop_px
+        five = jnp.asarray([(y // 2, x // 2), (0, 0), (0, x), (y, 0), (y, x)], jnp.int32)
+        if views == 1:
+            return five[:1], jnp.zeros(1, bool)
+        mirrors = jnp.repeat(jnp.asarray([False, self.mirror]), 5)
+        return jnp.concatenate([five, five]), mirrors
+
+    def view(
+        self, images: jax.Array, statistics: Statistics, corner: jax.Array, mirror: jax.Array
+    ) -> jax.Array:
+        """Return one view of each image: uint8 [n, H, W, C] -> float [n, crop_px, crop_px, C]."""
+        crops = jax.vmap(lambda image: self._crop(image, statistics, corner, mirror))(images)
+        return crops / self.pixel_divisor
+
+
+def rotate(image: jax.Array, angle: jax.Array) -> jax.Array:
+    """Turn an image [H, W, C] by `angle` radians about its middle, from the y axis to the x axis.
+
+    Bilinear; what comes from outside is 0, which is the mean's colour once it is subtracted.
+    """
+    height, width, channels = image.shape
+    y, x = jnp.meshgrid(
+        jnp.arange(height, dtype=image.dtype) - (height - 1) / 2,
+        jnp.arange(width, dtype=image.dtype) - (width - 1) / 2,
+        indexing='ij',
+    )
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    source = [cos * y + sin * x + (height - 1) / 2, cos * x - sin * y + (width - 1) / 2]
+    with jax.numpy_dtype_promotion('standard'):  # map_coordinates mixes its own indices and weights
+        turned = [map_coordinates(image[..., c], source, order=1) for c in range(channels)]
+    return jnp.stack(turned, axis=-1)
+
+
+def pca_colour(statistics: Statistics, key: jax.Array, colour_std: float) -> jax.Array:
+    """Draw the colour added to every pixel of one image, [C] (Paper 4.1).
+
+    [p_1 .. p_C] [a_1 l_1, .., a_C l_C]^T with a ~ N(0, colour_std), p_i the eigenvectors of the
+    pixels' covariance and l_i the standard deviations along them, the square roots of the
+    eigenvalues, as in the author's cuda-convnet2.
+    """
+    # DEVIATION: colour noise by standard deviations
+    std = statistics.std
+    amounts = colour_std * jax.random.normal(key, std.shape, std.dtype) * std
+    # Neither a matrix product nor a reduction: jaxlib 0.10.2 on the CPU miscompiles them under vmap
+    # and gives the images of large batches one another's colours (jax-ml/jax#39103).
+    shifts = [amounts[i] * statistics.eigenvectors[:, i] for i in range(len(std))]
+    return functools.reduce(jnp.add, shifts)

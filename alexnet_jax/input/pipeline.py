@@ -1,0 +1,189 @@
+"""Batches as a function of (seed, step), read by threads and moved to the devices as uint8."""
+
+import collections
+import contextlib
+import logging
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, cast
+
+import grain
+import jax
+import numpy as np
+
+from alexnet_jax.config import data_directory
+from alexnet_jax.input import sources, stats
+from alexnet_jax.input.batch import Batch, Statistics
+from alexnet_jax.preparation import digits
+
+_logger = logging.getLogger(__name__)
+
+
+def load(
+    *,
+    name: str,
+    dir: str,
+    train_split: str,
+    eval_split: str,
+    image_shape: tuple[int, ...],
+    train_examples: int,
+    eval_examples: int,
+    read_threads: int,
+    prefetch_batches: int,
+) -> tuple[sources.Dataset, Statistics]:
+    """Open the data set of a config's section `data`, with the statistics of its training split.
+
+    The first time, `digits` prepares itself, and the statistics are computed and kept beside the
+    data. Arguments and UserError as in `sources.open_dataset`.
+    """
+    root = data_directory('', dir)
+    if name == 'digits' and not sources.is_prepared(name, root):
+        _logger.info('preparing the data set digits in %s', root)
+        digits.prepare_digits(root)
+    dataset = sources.open_dataset(
+        name=name,
+        dir=dir,
+        train_split=train_split,
+        eval_split=eval_split,
+        image_shape=image_shape,
+        train_examples=train_examples,
+        eval_examples=eval_examples,
+        read_threads=read_threads,
+        prefetch_batches=prefetch_batches,
+    )
+    statistics = stats.load_or_compute(
+        dataset.train,
+        directory=dataset.directory,
+        fingerprint=dataset.train.fingerprint(),
+        read_threads=read_threads,
+    )
+    return dataset, statistics
+
+
+def train_order(num_examples: int, seed: int) -> Sequence[int]:
+    """Return the endless order of the training examples, indexed by a number that counts from 0.
+
+    Every epoch is a permutation of its own. Row r of step s of batches of B is `order[s * B + r]`,
+    so batches run across the end of an epoch, and the step is all there is to save.
+    """
+    order = grain.MapDataset.range(num_examples).seed(seed).shuffle().repeat()
+    return cast(Sequence[int], order)
+
+
+def train_batches(
+    dataset: sources.Dataset,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int,
+    num_steps: int,
+    rows: slice = slice(None),
+) -> Generator[Batch, None, None]:
+    """Yield the batches of the steps from `start_step` on, the same for any number of threads.
+
+    `rows` is the part of the global batch to read (see `local_rows`). Close the generator to end
+    its threads. An exception of a reading thread comes out of the generator.
+    """
+    order = train_order(len(dataset.train), seed)
+
+    def read(step: int) -> Batch:
+        chosen = range(step * batch_size, (step + 1) * batch_size)[rows]
+        return _read(dataset.train, [order[position] for position in chosen])
+
+    steps = range(start_step, start_step + num_steps)
+    return _in_threads(read, steps, dataset.read_threads, dataset.prefetch_batches)
+
+
+def eval_batches(
+    split: sources.Split,
+    *,
+    batch_size: int,
+    rows: slice = slice(None),
+    read_threads: int = 1,
+    prefetch_batches: int = 2,
+) -> Generator[Batch, None, None]:
+    """Yield every example exactly once, in order; zeros and a mask of False fill the last batch.
+
+    `rows`, closing and exceptions as in `train_batches`.
+    """
+
+    def read(step: int) -> Batch:
+        chosen = range(step * batch_size, (step + 1) * batch_size)[rows]
+        return _read(split, [index for index in chosen if index < len(split)], len(chosen))
+
+    steps = range(-(-len(split) // batch_size))
+    return _in_threads(read, steps, read_threads, prefetch_batches)
+
+
+def _read(split: sources.Split, indices: Sequence[int], batch_size: int = 0) -> Batch:
+    """Return the examples as one batch in new arrays, padded to `batch_size`."""
+    size = max(batch_size, len(indices))
+    images = np.zeros((size, *split.image_shape), np.uint8)
+    labels = np.zeros(size, np.int32)
+    for row, index in enumerate(indices):
+        example = split[index]
+        images[row], labels[row] = example['image'], example['label']
+    return Batch(images, labels, np.arange(size) < len(indices))
+
+
+def _in_threads(
+    read: Callable[[int], Batch], steps: range, read_threads: int, prefetch_batches: int
+) -> Generator[Batch, None, None]:
+    """Yield `read(step)` for each step, in order; each thread reads a batch, some ahead of need."""
+    options = grain.ReadOptions(
+        num_threads=read_threads, prefetch_buffer_size=max(read_threads, prefetch_batches)
+    )
+    batches = grain.MapDataset.range(steps.start, steps.stop).map(read).to_iter_dataset(options)
+    with contextlib.closing(iter(batches)) as iterator:
+        yield from iterator
+
+
+def local_rows(shardings: Batch, batch_size: int) -> slice:
+    """Return the rows of the global batch that this process's devices need, as one slice.
+
+    With the towers of one copy in different processes, images and labels need different rows: the
+    slice covers both.
+    """
+    needed = [
+        index[0].indices(batch_size)[:2]
+        for sharding in shardings
+        for index in sharding.addressable_devices_indices_map((batch_size,)).values()
+    ]
+    return slice(min(start for start, _ in needed), max(stop for _, stop in needed))
+
+
+def to_device(
+    batches: Generator[Batch, None, None],
+    shardings: Batch,
+    size: int = 2,
+    *,
+    batch_size: int = 0,
+    rows: slice = slice(None),
+) -> Generator[Batch, None, None]:
+    """Yield the batches as global arrays, `size` of them on their way to the devices at a time.
+
+    Args:
+      batches: host batches, closed when this generator is.
+      shardings: a Batch of NamedShardings.
+      size: 2 transfers one batch while the devices compute on another.
+      batch_size, rows: of the global batch, and the part of it that `batches` holds; to be given
+        when that is not all of it.
+    """
+
+    def put(local: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+        total = batch_size or len(local)
+        first = rows.indices(total)[0]
+
+        def shard(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(total)
+            return local[start - first : stop - first]
+
+        return jax.make_array_from_callback((total, *local.shape[1:]), sharding, shard)
+
+    queue = collections.deque()
+    with contextlib.closing(batches):
+        for batch in batches:
+            queue.append(Batch(*map(put, batch, shardings)))
+            if len(queue) == size:
+                yield queue.popleft()
+        while queue:
+            yield queue.popleft()

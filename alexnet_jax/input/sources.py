@@ -1,0 +1,305 @@
+"""Open a prepared tensorflow-datasets data set by name, check it, and read any example of it."""
+
+import dataclasses
+import hashlib
+import os
+import shlex
+from collections.abc import Sequence
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+from etils import epath
+
+from alexnet_jax.config import data_directory
+from alexnet_jax.input.examples import Decoder
+from alexnet_jax.runtime.errors import UserError, first_line
+
+_HELP = 'python -m alexnet_jax.prepare --help'
+_METADATA = 'features.json'  # the file that marks a data set of tfds as complete
+_ONE_SIZE = (
+    'the network takes images of one size; write them at one size with '
+    'python -m alexnet_jax.prepare folder, or alexnet_jax.preparation.records.write_dataset'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Random access to the examples of one split; safe to read from several threads."""
+
+    full_name: str  # 'digits/1.0.0'
+    name: str  # 'train', 'train[:90%]'
+    image_shape: tuple[int, ...]  # height, width, channels
+    num_classes: int
+    records: Sequence[bytes]
+    decode: Decoder
+    shards: tuple[tuple[int, int, int], ...]  # of each file: skipped, taken, present examples
+    files: tuple[str, ...]  # their names
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | np.int32]:
+        """Return `image` uint8 [H, W, C] and `label` int32.
+
+        Raises UserError naming the split and the index for a record that cannot be read, an image
+        of another type or shape, and a label outside the classes.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f'{self.full_name} {self.name} has no example {index}')
+        where = f'example {index} of {self.full_name} {self.name}'
+        try:
+            image, label = self.decode(self.records[index])
+        except Exception as error:  # of ArrayRecord, of the protocol buffer or of an image decoder
+            raise UserError(
+                f'{where} cannot be read ({first_line(error)}); copy or make the data set again'
+            ) from error
+        if image.dtype != np.uint8 or image.shape != self.image_shape:
+            raise UserError(
+                f'{where} is {image.dtype} {_times(image.shape)}, not uint8 '
+                f'{_times(self.image_shape)}; {_ONE_SIZE}'
+            )
+        if not 0 <= label < self.num_classes:
+            raise UserError(
+                f'{where} has label {label}, not one of {self.num_classes} classes; '
+                f'choose a split that has labels'
+            )
+        return {'image': image, 'label': np.int32(label)}
+
+    def overlaps(self, other: 'Split') -> bool:
+        """Say whether an example is in both splits."""
+        return any(
+            mine == theirs and skip < there + taken and there < skip + take
+            for mine, (skip, take, _) in zip(self.files, self.shards, strict=True)
+            for theirs, (there, taken, _) in zip(other.files, other.shards, strict=True)
+        )
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """Return what identifies the examples and their order, three raw records included."""
+        sample = sorted({0, len(self) // 2, len(self) - 1})
+        return {
+            'name': self.full_name,
+            'split': self.name,
+            'examples': len(self),
+            'shards': _digest(repr(self.shards).encode()),
+            'sample': _digest(*(self.records[index] for index in sample)),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set with the split to train on and the split to evaluate on."""
+
+    full_name: str  # 'digits/1.0.0'
+    directory: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]  # height, width, channels
+    train: Split
+    eval: Split
+    read_threads: int
+    prefetch_batches: int
+
+    @property
+    def num_classes(self) -> int:
+        """Return the number of classes."""
+        return len(self.class_names)
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """Return what identifies the data, flat, so that a resume can name what differs."""
+        splits = {'train': self.train, 'eval': self.eval}
+        return {
+            'image_shape': _times(self.image_shape),
+            'classes': self.num_classes,
+            'class_names': _digest('\n'.join(self.class_names).encode()),
+            **{
+                f'{k}_{f}': v for k, split in splits.items() for f, v in split.fingerprint().items()
+            },
+        }
+
+
+def open_dataset(
+    *,
+    name: str,
+    dir: str,
+    train_split: str,
+    eval_split: str,
+    image_shape: tuple[int, ...],
+    train_examples: int,
+    eval_examples: int,
+    read_threads: int,
+    prefetch_batches: int,
+) -> Dataset:
+    """Open a data set that is prepared as ArrayRecord; never download one, never write.
+
+    Args:
+      name: `NAME`, `NAME/CONFIG` or either with `:VERSION`, which is otherwise the highest.
+      dir: the data directory; '' for TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      train_split, eval_split: tfds splits, slices such as `train[:90%]` included.
+      image_shape: the expected (height, width, channels), or () for what the data says.
+      train_examples, eval_examples: the expected counts, or 0 for what the data says.
+      read_threads, prefetch_batches: kept for the pipeline.
+
+    Raises:
+      UserError: one line with the remedy, when the data set is missing, stored in another format,
+        half copied, not of images with labels, or not as expected.
+    """
+    root = epath.Path(data_directory('', dir))
+    path = _find(name, root)
+    again = _again(path, _remedy(name, root))
+    builder = _open_builder(path, again)
+    shape = _image_shape(builder.info, tuple(image_shape))
+    return Dataset(
+        full_name=builder.info.full_name,
+        directory=os.fspath(path),
+        class_names=tuple(builder.info.features['label'].names),
+        image_shape=shape,
+        train=_open_split(builder, train_split, shape, 'train', train_examples, again),
+        eval=_open_split(builder, eval_split, shape, 'eval', eval_examples, again),
+        read_threads=read_threads,
+        prefetch_batches=prefetch_batches,
+    )
+
+
+def is_prepared(name: str, dir: epath.PathLike) -> bool:
+    """Say whether a version of the data set is complete in a data directory."""
+    return bool(_versions(name, epath.Path(dir)))
+
+
+def _versions(name: str, root: epath.Path) -> list[epath.Path]:
+    """Return each complete ROOT/NAME[/CONFIG]/VERSION that fits the name, the highest last."""
+    base, _, version = name.partition(':')
+    found = [path.parent for path in root.glob(f'{base}/{version or "*"}/{_METADATA}')]
+    found = [path for path in found if tfds.core.Version.is_valid(path.name)]
+    return sorted(found, key=lambda path: tfds.core.Version(path.name))
+
+
+def _find(name: str, root: epath.Path) -> epath.Path:
+    if versions := _versions(name, root):
+        return versions[-1]
+    depths = (f'*/*/{_METADATA}', f'*/*/*/{_METADATA}')  # NAME/VERSION, NAME/CONFIG/VERSION
+    there = {str(path.relative_to(root).parents[1]) for d in depths for path in root.glob(d)}
+    raise UserError(
+        f'data set {name!r} is not in {root} (there: {", ".join(sorted(there)) or "none"}); '
+        f'to make it: {_remedy(name, root)}'
+    )
+
+
+def _again(path: epath.Path, remedy: str) -> str:
+    """Return how to make a data set anew; remove the old one only where that command is known."""
+    if remedy == _HELP:
+        return f'{_HELP} shows how, once {path} is moved away'
+    return f'rm -r {shlex.quote(str(path))} && {remedy}'
+
+
+def _remedy(name: str, root: epath.Path) -> str:
+    """Return the command that makes a data set, or `_HELP` where it is not known."""
+    base = name.partition(':')[0].partition('/')[0]
+    data_dir = f'--data_dir={shlex.quote(str(root))}'
+    if base == 'digits':
+        return f'python -m alexnet_jax.prepare digits {data_dir}'
+    if base in ('imagenet2010', 'imagenet2012'):
+        year = ' --year=2010' if base == 'imagenet2010' else ''
+        return f'python -m alexnet_jax.prepare imagenet{year} --source DIR {data_dir}'
+    if base in tfds.list_builders(with_community_datasets=False):
+        build = f'tfds build {name} --file_format=array_record {data_dir}'
+        return f'pip install tensorflow && {build}'
+    return _HELP
+
+
+def _open_builder(path: epath.Path, again: str) -> Any:
+    """Return the tfds builder of a directory that holds images with labels as ArrayRecord."""
+    try:
+        builder = tfds.builder_from_directory(path)
+    except Exception as error:  # of the file system, of JSON, of a feature that tfds cannot restore
+        raise UserError(
+            f'{path} is not a whole data set ({first_line(error)}); make it again: {again}'
+        ) from error
+    name, stored = builder.info.full_name, builder.info.file_format
+    if stored is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f'{name} in {path} is stored as {stored and stored.value}; only array_record lets any '
+            f'example be read without TensorFlow: make it again: {again}'
+        )
+    features: Any = builder.info.features
+    has_both = {'image', 'label'} <= features.keys()
+    if not has_both or not isinstance(features['label'], tfds.features.ClassLabel):
+        raise UserError(
+            f'{name} has the features {", ".join(sorted(features))}; it needs an image and, as a '
+            f'ClassLabel, a label: choose another data.name'
+        )
+    return builder
+
+
+def _image_shape(info: Any, expected: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the size of all images: what the data says, which must agree with what is expected."""
+    stored = info.features['image'].shape
+    if None in stored and not expected:
+        raise UserError(
+            f'{info.full_name} has images of varying size ({_times(stored)}): {_ONE_SIZE}'
+        )
+    if len(stored) != 3 or any(s not in (None, e) for s, e in zip(stored, expected, strict=False)):
+        raise UserError(
+            f'{info.full_name} has images of {_times(stored)}, not data.image_shape = {expected}; '
+            f"set --config.data.image_shape='{stored}', or '()' for any"
+        )
+    return expected or stored
+
+
+def _open_split(
+    builder: Any,
+    split: str,
+    image_shape: tuple[int, ...],
+    role: str,
+    expected: int,
+    again: str,
+) -> Split:
+    """Open a split, count the records in its files, and read one example."""
+    info = builder.info
+    try:
+        files = info.splits[split].file_instructions
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f'data.{role}_split = {split!r} is not in {info.full_name} ({first_line(error)}); '
+            f'there are: {", ".join(info.splits)}'
+        ) from error
+    count = sum(file.take for file in files)
+    if count == 0 or expected not in (0, count):
+        raise UserError(
+            f'{info.full_name} {split} has {count} examples and data.{role}_examples = {expected}; '
+            f'set --config.data.{role}_examples=0 for any count, or make it again: {again}'
+        )
+    with futures.ThreadPoolExecutor(16) as pool:  # many small reads, perhaps over a network
+        found = list(pool.map(_num_records, (file.filename for file in files)))
+    for file, records in zip(files, found, strict=True):
+        if records != file.examples_in_shard:
+            raise UserError(
+                f'{file.filename} is missing or damaged: {records} records of '
+                f'{file.examples_in_shard}; copy it again, or make the data set again: {again}'
+            )
+    shards = tuple((file.skip, file.take, file.examples_in_shard) for file in files)
+    num_classes = info.features['label'].num_classes
+    records = builder.as_data_source(split).data_source  # bytes, as stored
+    decode = Decoder(info.features)
+    names = tuple(os.fspath(file.filename) for file in files)
+    opened = Split(info.full_name, split, image_shape, num_classes, records, decode, shards, names)
+    opened[0]  # a data set of images of varying size is noticed here and not in the middle of a run
+    return opened
+
+
+def _num_records(path: str) -> int:
+    """Return how many records a file holds; ArrayRecord says 0 for a missing or a cut file."""
+    # No read-ahead: it would read megabytes only to count.
+    return array_record_module.ArrayRecordReader(path, 'readahead_buffer_size:0').num_records()
+
+
+def _times(shape: Sequence[int | None]) -> str:
+    return 'x'.join('?' if size is None else str(size) for size in shape)
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,135 @@
+"""Mean image and covariance of the colour channels of a training set, cached beside the data."""
+
+import hashlib
+import io
+import json
+import logging
+import uuid
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import grain
+import numpy as np
+import tqdm
+from etils import epath
+
+from alexnet_jax.input.batch import Statistics
+
+_logger = logging.getLogger(__name__)
+
+_CHUNK = 16  # images summed at a time by a thread
+_PIXELS = 4  # side by side in the rows of a matrix product
+
+
+def compute_statistics(
+    split: grain.sources.RandomAccessDataSource, read_threads: int = 1
+) -> Statistics:
+    """Return the statistics of all images of a split, in one pass.
+
+    `split[i]['image']` is uint8 [H, W, C]. The sums are exact integers: neither the order nor the
+    number of threads matters. The covariance is that of the C channels over all pixels of all
+    images ("the set of RGB pixel values throughout the ImageNet training set", Paper 4.1), divided
+    by their number. The component of the largest magnitude of each eigenvector is positive.
+    """
+    height, width, channels = split[0]['image'].shape
+    total = np.zeros((height, width, channels), np.int64)
+    products = np.zeros((channels, channels), np.int64)
+    sums = (
+        grain.MapDataset.range(0, len(split), _CHUNK)
+        .map(lambda start: _sums(split, start))
+        .to_iter_dataset(grain.ReadOptions(read_threads, prefetch_buffer_size=2 * read_threads))
+    )
+    with tqdm.tqdm(total=len(split), desc='mean image', unit=' images', disable=None) as progress:
+        for count, chunk_total, chunk_products in sums:
+            total += chunk_total
+            products += chunk_products
+            progress.update(count)
+    covariance = _covariance(total.sum((0, 1)), products, len(split) * height * width)
+    eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+    largest = np.argmax(np.abs(eigenvectors), axis=0)
+    eigenvectors *= np.sign(eigenvectors[largest, np.arange(channels)])
+    return Statistics(
+        mean_image=(total / len(split)).astype(np.float32),
+        eigenvectors=eigenvectors.astype(np.float32),
+        std=np.sqrt(np.maximum(eigenvalues, 0)).astype(np.float32),
+    )
+
+
+def _sums(split: Any, start: int) -> tuple[int, np.ndarray, np.ndarray]:
+    """Return the number of images of a chunk, their sum and the sum of their pixels' x x^T."""
+    stop = min(start + _CHUNK, len(split))
+    total = np.zeros(split[start]['image'].shape, np.uint16)  # enough for 257 images
+    products = np.zeros((total.shape[-1],) * 2)
+    for index in range(start, stop):
+        image = split[index]['image']
+        np.add(total, image, out=total)
+        products += _products(image)
+    return stop - start, total.astype(np.int64), products.astype(np.int64)
+
+
+def _products(image: np.ndarray) -> np.ndarray:
+    """Return the sum of x x^T over the pixels x of an image, exact: float64 [C, C].
+
+    The products of 256 bytes sum to less than 2^24, which float32 still holds exactly, and matrix
+    products of it are fast; four pixels a row, of which the diagonal blocks count, make them three
+    times as fast as float64 of one (0.20 and 0.63 ms for 256x256x3, Zen 4).
+    """
+    channels = image.shape[-1]
+    width = _PIXELS * channels
+    rows = -(-image.size // (256 * width))
+    pixels = np.zeros(rows * 256 * width, np.float32)
+    pixels[: image.size] = image.reshape(-1)  # zeros change no sum
+    pixels = pixels.reshape(rows, 256, width)
+    products = (pixels.transpose(0, 2, 1) @ pixels).sum(0, dtype=np.float64)
+    blocks = products.reshape(_PIXELS, channels, _PIXELS, channels)
+    return blocks.diagonal(axis1=0, axis2=2).sum(-1)
+
+
+def _covariance(sums: np.ndarray, products: np.ndarray, pixels: int) -> np.ndarray:
+    """Return (E[x x^T] - E[x] E[x]^T) in float64, the difference taken in unbounded integers."""
+    exact_sums, exact_products = sums.astype(object), products.astype(object)
+    difference = pixels * exact_products - np.outer(exact_sums, exact_sums)
+    return (difference / pixels**2).astype(np.float64)
+
+
+def load_or_compute(
+    split: grain.sources.RandomAccessDataSource,
+    *,
+    directory: epath.PathLike,
+    fingerprint: Mapping[str, str | int],
+    read_threads: int = 1,
+) -> Statistics:
+    """Return the statistics of a split from its file in `directory`, or compute and write them.
+
+    The file is `statistics_HASH.npz`, the hash that of `fingerprint`, which identifies the
+    examples. Where it cannot be written, one warning says so and the run goes on.
+    """
+    identity = json.dumps(dict(fingerprint), sort_keys=True).encode()
+    name = f'statistics_{hashlib.sha256(identity).hexdigest()[:16]}.npz'
+    path = epath.Path(directory) / name
+    cached = _load(path)
+    if cached is not None:
+        return cached
+    _logger.info('computing the mean image and the colour covariance of %d images', len(split))
+    statistics = compute_statistics(split, read_threads)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **statistics._asdict())
+    temporary = path.with_name(f'{name}.{uuid.uuid4().hex}.tmp')  # other machines write it, too
+    try:
+        temporary.write_bytes(buffer.getvalue())
+        temporary.replace(path)
+    except OSError as error:
+        _logger.warning('each run computes its statistics: cannot write %s (%s)', path, error)
+    return statistics
+
+
+def _load(path: epath.Path) -> Statistics | None:
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return Statistics(**arrays)
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        _logger.warning('computing the statistics again: cannot read %s (%s)', path, error)
+        return None

@@ -1,0 +1,210 @@
+"""Write images of one size as a data set of ArrayRecord shards that tensorflow-datasets reads.
+
+Safe to kill at any moment: a shard appears under its name only when it is whole, a rerun keeps the
+whole ones, and the metadata comes last, so that a directory with `features.json` is complete.
+"""
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from alexnet_jax.preparation import shard_files
+from alexnet_jax.runtime import locks
+from alexnet_jax.runtime.errors import UserError
+
+_logger = logging.getLogger(__name__)
+
+_RECIPE = 'recipe.json'
+_LAST_FILE = 'features.json'  # where it is, the data set is complete; tfds looks for it too
+
+
+def write_dataset(
+    data_dir: epath.PathLike,
+    *,
+    name: str,
+    version: str,
+    description: str,
+    image_shape: tuple[int, ...],
+    class_names: Sequence[str],
+    splits: Mapping[str, Sequence[Any]],
+    shards: Mapping[str, int],
+    read_example: Callable[[Any], tuple[Any, ...]],
+    workers: int = 1,
+    encode_jpeg: Callable[[np.ndarray], bytes] | None = None,
+    keep_left_out: bool = True,
+    review: Callable[[epath.Path, Mapping[str, shard_files.Review]], None] | None = None,
+) -> epath.Path:
+    """Write the data set to DATA_DIR/NAME/VERSION and return that directory; a rerun goes on.
+
+    The bytes do not depend on `workers`, nor on how often the writing was killed.
+
+    Args:
+      data_dir: where data sets live; `~` is expanded.
+      name, version, description: as tfds shows them. The description says how the pixels were made:
+        where it has changed, the shards of before are refused.
+      image_shape: (height, width, channels) of every image.
+      class_names: a label is an index into them.
+      splits: split -> light items in the order to write, each with a `repr` that names the example.
+      shards: split -> number of files.
+      read_example: item -> (image uint8 [H, W, C], label). With several workers it must pickle, the
+        items too, and the program's main module needs its `__name__ == '__main__'` guard. It may
+        return notes, (kind, text) each, after the label, and None for an image to be left out.
+      workers: processes; 1 stays in this one.
+      encode_jpeg: image -> the JPEG file that is stored in place of the pixels.
+      keep_left_out: False writes the shards that left images out anew on a rerun.
+      review: called with the directory and what was written, by split, when all shards are there;
+        what it raises keeps the data set from being complete.
+
+    Raises UserError when the directory holds something else or cannot be written, and when an
+    example is not an image of that shape with one of the labels.
+    """
+    directory = epath.Path(data_dir).expanduser() / name / version
+    recipe = _recipe(name, version, description, image_shape, class_names, splits, shards)
+    if (directory / _LAST_FILE).exists():  # perhaps on a disk that this process may only read
+        _check_recipe(directory, recipe)
+        return directory
+    if encode_jpeg:
+        image = tfds.features.Image(shape=image_shape, dtype=np.uint8, encoding_format='jpeg')
+    else:
+        image = tfds.features.Tensor(
+            shape=image_shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
+        )
+    label = tfds.features.ClassLabel(names=list(class_names))
+    features = tfds.features.FeaturesDict({'image': image, 'label': label})
+    with _claim(directory, recipe):
+        if not (directory / _LAST_FILE).exists():  # else another process was faster
+            layout = _layout(directory, name, splits, shards)
+            write = functools.partial(
+                shard_files.write_shard, read_example, image_shape, len(class_names), encode_jpeg
+            )
+            shard_files.write_shards(layout, splits, write, workers, keep_left_out)
+            if review:
+                found = {split: shard_files.review_split(info) for split, info in layout.items()}
+                review(directory, found)
+            _write_metadata(directory, name, version, description, features, layout)
+        for path in directory.glob(f'*{shard_files.NOTES}'):
+            path.unlink()
+    return directory
+
+
+def _recipe(name, version, description, image_shape, class_names, splits, shards) -> dict[str, Any]:
+    """Return what the bytes follow from, flat, so that a difference has a name."""
+    recipe = {
+        'name': f'{name}/{version}',
+        'description': description,
+        'image_shape': list(image_shape),
+        'classes': len(class_names),
+        'class_names': _digest(class_names),
+    }
+    for split, items in splits.items():
+        recipe[f'{split} examples'] = len(items)
+        recipe[f'{split} shards'] = shards[split]
+        recipe[f'{split} items'] = _digest(items)
+    return recipe
+
+
+def _digest(items: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f'{item!r}\n'.encode())
+    return digest.hexdigest()[:16]
+
+
+def _check_recipe(directory: epath.Path, recipe: Mapping[str, Any]) -> None:
+    """Refuse a directory that another recipe made or began: its shards would be mixed with ours."""
+    path = directory / _RECIPE
+    found = json.loads(path.read_text() or '{}') if path.exists() else {}
+    for key in {**recipe, **found}:
+        if found.get(key) != recipe.get(key):
+            raise UserError(
+                f'{directory} is of another recipe: {key} is {found.get(key)!r} there and '
+                f'{recipe.get(key)!r} here; remove it (rm -r {shlex.quote(str(directory))}) and '
+                'run again'
+            )
+
+
+@contextlib.contextmanager
+def _claim(directory: epath.Path, recipe: Mapping[str, Any]) -> Iterator[None]:
+    """Hold the directory for this process and this recipe; wait while another process holds it.
+
+    The recipe file is the lock too.
+    """
+    path = directory / _RECIPE
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(path, 'a')  # noqa: SIM115
+    except OSError as error:
+        raise UserError(
+            f'cannot write {directory} ({error.strerror}); choose another one with --data_dir'
+        ) from error
+    with file:
+        locks.hold(file)
+        if path.stat().length == 0 and all(entry == path for entry in directory.iterdir()):
+            file.write(json.dumps(recipe, indent=2))
+            file.flush()
+        _check_recipe(directory, recipe)
+        yield
+
+
+def _layout(directory, name, splits, shards) -> dict[str, Any]:
+    """Return a tfds SplitInfo per split: which file holds how many examples."""
+    layout = {}
+    for split, items in splits.items():
+        count = shards[split]
+        if not 0 < count <= len(items):
+            raise ValueError(f'cannot divide {len(items)} examples of {split} into {count} shards')
+        bounds = [len(items) * i // count for i in range(count + 1)]
+        layout[split] = tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[end - start for start, end in itertools.pairwise(bounds)],
+            num_bytes=0,
+            filename_template=tfds.core.ShardedFileTemplate(
+                data_dir=directory, dataset_name=name, split=split, filetype_suffix='array_record'
+            ),
+        )
+    return layout
+
+
+def _write_metadata(directory, name, version, description, features, layout) -> None:
+    """Write tfds's own files, the one that marks the data set as complete last."""
+    layout = [
+        info.replace(
+            num_bytes=sum(path.stat().length for path in info.filepaths),
+            shard_lengths=[
+                length - shard_files.read_notes(path).left_out
+                for path, length in zip(info.filepaths, info.shard_lengths, strict=True)
+            ],
+        )
+        for info in layout.values()
+    ]
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name=name,
+            version=tfds.core.Version(version),
+            data_dir=os.fspath(directory),
+            module_name=__name__,
+        ),
+        description=description,
+        features=features,
+        supervised_keys=('image', 'label'),
+        disable_shuffling=True,
+        split_dict=tfds.core.SplitDict(layout),
+    )
+    info.set_file_format('array_record')
+    staging = directory / 'metadata.tmp'
+    staging.mkdir(exist_ok=True)
+    info.write_to_directory(staging)
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == _LAST_FILE):
+        path.replace(directory / path.name)
+    staging.rmdir()

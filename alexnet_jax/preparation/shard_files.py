@@ -1,0 +1,197 @@
+"""Write the ArrayRecord files of a split by worker processes, each file whole or not at all."""
+
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import numpy as np
+import tqdm
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+from etils import epath
+from tensorflow_datasets.proto import tf_example_pb2
+
+from alexnet_jax.runtime.errors import UserError, first_line
+
+# One record per group and no compression: random access reads one image, and photographs stored as
+# pixels hardly compress. tfds's own choice, compressed, reads slower.
+_WRITER_OPTIONS = 'group_size:1,uncompressed'
+NOTES = '.notes.json'  # beside a shard until the data set is complete
+_REFRESH_S = 0.5  # of the progress bar, when other processes do the work
+
+Write = Callable[[epath.Path, Sequence[Any], Callable[[int], object]], None]
+
+_taken: Any = None  # in a worker: how many items all workers have taken, a shared integer
+
+
+class Review(NamedTuple):
+    """What became of the items of a shard or a split."""
+
+    written: int
+    left_out: int  # items without an image
+    notes: list[tuple[str, str]]  # (kind, text), in the order of the items
+
+
+def write_shards(layout, splits, write: Write, workers: int, keep_left_out: bool) -> None:
+    """Write the shards that are missing or not whole, with a progress bar on a terminal.
+
+    `layout` has a tfds SplitInfo for each split; `write` is a partial `write_shard`, the other
+    arguments are those of `records.write_dataset`.
+    """
+    missing = []
+    for split, info in layout.items():
+        items = iter(splits[split])
+        for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
+            shard = list(itertools.islice(items, length))
+            left_out = read_notes(path).left_out
+            whole = path.exists() and _num_records(path) == length - left_out
+            if not whole or (left_out and not keep_left_out):
+                missing.append((path, shard))
+    total = sum(info.num_examples for info in layout.values())
+    finished = total - sum(len(shard) for _, shard in missing)
+    # disable=None: no bar where the output is not a terminal.
+    with tqdm.tqdm(
+        total=total, initial=finished, unit=' images', miniters=1, disable=None
+    ) as progress:
+        if workers == 1:
+            for path, shard in missing:
+                write(path, shard, progress.update)
+            return
+        # Not fork: a JAX process has threads, and a fork of it can hang.
+        context = multiprocessing.get_context('spawn')
+        taken = context.Value('q')  # items, by all workers
+        with futures.ProcessPoolExecutor(workers, context, _start_worker, (taken,)) as pool:
+            pending = {pool.submit(_write_in_worker, write, *task) for task in missing}
+            try:
+                while pending:
+                    done, pending = futures.wait(pending, _REFRESH_S, futures.FIRST_COMPLETED)
+                    progress.update(finished + taken.value - progress.n)
+                    for future in done:
+                        future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # the shards being written are finished first
+                raise
+
+
+def _start_worker(taken: Any) -> None:
+    """Keep the counter; end this worker when its parent is killed, or it would wait for ever."""
+    global _taken
+    _taken = taken
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _write_in_worker(write: Write, path: epath.Path, items: Sequence[Any]) -> None:
+    write(path, items, _count_in_worker)
+
+
+def _count_in_worker(items: int) -> None:
+    with _taken.get_lock():
+        _taken.value += items
+
+
+def write_shard(
+    read_example,
+    shape,
+    classes,
+    encode_jpeg,
+    path: epath.Path,
+    items: Sequence[Any],
+    count: Callable[[int], object],
+) -> None:
+    """Write one shard under a temporary name, then rename it; call `count(1)` for each item."""
+    temporary = path.with_name(f'{path.name}.tmp')
+    writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
+    left_out, notes = 0, []
+    for item in items:
+        image, label, *more = read_example(item)
+        count(1)
+        notes += more
+        if image is None:
+            left_out += 1
+            continue
+        if image.dtype != np.uint8 or image.shape != shape or not 0 <= label < classes:
+            raise UserError(
+                f'example {item!r} is {image.dtype} {list(image.shape)} with label {label}; '
+                f'it must be uint8 {list(shape)} with a label below {classes}'
+            )
+        example = tf_example_pb2.Example()  # pyright: ignore[reportAttributeAccessIssue]
+        stored = encode_jpeg(image) if encode_jpeg else image.tobytes()
+        example.features.feature['image'].bytes_list.value.append(stored)
+        example.features.feature['label'].int64_list.value.append(label)
+        # tfds's own serialisation orders the features by chance, a different one in each process.
+        record = example.SerializeToString(deterministic=True)
+        with _disk_errors(path):
+            writer.write(record)
+    with _disk_errors(path):
+        writer.close()
+        _to_disk(temporary)
+    _write_notes(path, Review(len(items) - left_out, left_out, notes))
+    temporary.replace(path)
+
+
+def _to_disk(path: epath.Path) -> None:
+    """Wait until a file is on the disk: after a power cut its name would stand for nothing.
+
+    Then its pages of the system's cache are free for the next shard's.
+    """
+    with open(path, 'rb') as file:
+        os.fsync(file.fileno())
+        if hasattr(os, 'posix_fadvise'):  # not on macOS
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _notes_path(path: epath.Path) -> epath.Path:
+    return path.with_name(f'{path.name}{NOTES}')
+
+
+def _write_notes(path: epath.Path, notes: Review) -> None:
+    """Keep the notes of a shard beside it, before it has its name; without any, keep no file."""
+    notes_path = _notes_path(path)
+    if not notes.notes and not notes.left_out:
+        notes_path.unlink(missing_ok=True)
+        return
+    temporary = notes_path.with_name(f'{notes_path.name}.tmp')
+    temporary.write_text(json.dumps(notes))
+    temporary.replace(notes_path)
+
+
+def read_notes(path: epath.Path) -> Review:
+    """Return the notes of a shard."""
+    notes_path = _notes_path(path)
+    return Review(*json.loads(notes_path.read_text())) if notes_path.exists() else Review(0, 0, [])
+
+
+def review_split(info: Any) -> Review:
+    """Return the notes of all shards of a split as one."""
+    shards = [read_notes(path) for path in info.filepaths]
+    left_out = sum(shard.left_out for shard in shards)
+    notes = [(kind, text) for shard in shards for kind, text in shard.notes]
+    return Review(info.num_examples - left_out, left_out, notes)
+
+
+@contextlib.contextmanager
+def _disk_errors(path: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # array_record's own kind is RuntimeError
+        reason = first_line(error)
+        raise UserError(f'cannot write {path}: {reason}') from error
+
+
+def _num_records(path: epath.Path) -> int:
+    """Return how many records a shard holds; ArrayRecord says 0 for a missing or a cut one."""
+    # No read-ahead: it would read megabytes only to count.
+    options = 'readahead_buffer_size:0'
+    return array_record_module.ArrayRecordReader(os.fspath(path), options).num_records()

@@ -1,0 +1,227 @@
+"""Finished runs held against the paper's claims: which run is of which claim, and what it says."""
+
+import collections
+import json
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from alexnet_jax.reports import paper
+from alexnet_jax.reports.workdirs import METRICS, Run, read_runs
+
+# What two runs of the same experiment may differ in; their seeds are counted.
+FREE = (
+    *('seed', 'parallel.', 'checkpoint.', 'log.', 'evaluation.', 'model.dtype', 'data.dir'),
+    *('data.image_shape', 'data.read_threads', 'data.prefetch_batches'),
+    *('training.accumulation_steps', 'training.log_every_steps', 'training.eval_every_epochs'),
+    *('training.watchdog_s', 'training.total_epochs', 'training.total_steps'),
+    *('training.compilation_cache_dir', 'model.precision', 'model.forms'),
+    *('optim.schedule', 'optim.drop_', 'optim.plateau_', 'optim.events'),
+)
+# What changes neither what a run computes nor the data it is judged on: seed and places.
+_PLACES = ('seed', 'parallel.', 'checkpoint.', 'log.', 'data.dir', 'data.read', 'data.prefetch')
+
+
+def reproduction(directory: epath.Path) -> dict[str, list[dict[str, Any]]]:
+    """Hold the runs in a folder against the paper's claims.
+
+    Returns `rows`, one for each claim of `paper.CLAIMS`, measured only where a finished run has
+    that claim's configuration; `others`, the finished runs that are of no claim, grouped over their
+    seeds; `left_out`, the folders that hold no finished run, with the reason. Raises UserError
+    when there is no such folder.
+    """
+    runs, left_out = read_runs(directory)
+    found = {experiment.name: _variants(experiment, runs) for experiment in paper.EXPERIMENTS}
+    notes = {experiment.name: experiment.note for experiment in paper.EXPERIMENTS}
+    used = {run.name for variants in found.values() for same in variants.values() for run in same}
+    return {
+        'rows': [_row(claim, found, notes) for claim in paper.CLAIMS],
+        'others': _others([run for run in runs if run.name not in used]),
+        'left_out': left_out,
+    }
+
+
+def differences(experiment: paper.Experiment, run: Run) -> list[str]:
+    """Return the fields in which a run is not the experiment's, by the recipe that it is nearest.
+
+    A field that the run does not know yet has the paper's value; one that the paper's network does
+    not have could mean anything and is a difference. Among the fields are `training.total_epochs`,
+    for the epochs that were run, and `training.init_from`, for the data set of its first run.
+    """
+    assert experiment.fields is not None
+    have = {**paper.ALEXNET, **run.fields}
+    have['data.name'] = have['data.name'].partition(':')[0]
+    wanted = ({**paper.ALEXNET, **recipe, **experiment.fields} for recipe in paper.RECIPES)
+    wrong = min((_unlike(have, want) for want in wanted), key=len)
+    first, last = experiment.epochs
+    if not first <= run.epoch <= last:
+        wrong.append('training.total_epochs')
+    if run.init_data.partition('/')[0] != experiment.pretrained_on:
+        wrong.append('training.init_from')
+    return sorted(set(wrong))
+
+
+def _unlike(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:
+    names = [name for name in have if not name.startswith((*FREE, *_idle(want)))]
+    return [name for name in names if name not in want or not _fits(have[name], want[name])]
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    return value == wanted if not isinstance(wanted, frozenset) else not wanted or value in wanted
+
+
+def _idle(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the fields that mean nothing beside the others: of a layer that is not there."""
+    layers = [name for name, value in fields.items() if name.endswith('.features') and value == 0]
+    idle = [
+        f'{layer.removesuffix(".features")}.{field}'
+        for layer in layers
+        for field in ('kernel', 'stride', 'padding', 'init_', 'lrn', 'pool_', 'sees_')
+    ]
+    if fields['model.towers'] == 1:
+        idle += [name for name in fields if name.endswith('.sees_both_towers')]
+    return tuple(idle)
+
+
+def is_of(experiment: paper.Experiment, run: Run) -> bool:
+    """Say whether a run, or an ensemble, is of an experiment."""
+    if experiment.fields is None or len(run.members) != sum(experiment.members.values()):
+        return False
+    if not experiment.members:
+        return set(differences(experiment, run)) <= set(experiment.may_differ)
+    by_name = {other.name: other for other in paper.EXPERIMENTS}
+    for name, count in experiment.members.items():
+        seeds = [m.fields['seed'] for m in run.members if not differences(by_name[name], m)]
+        if len(seeds) != count or len(set(seeds)) != count:
+            return False
+    judged_on = ('data.eval_split', 'data.eval_examples')
+    want = {**paper.ALEXNET, **experiment.fields}
+    return run.fields['data.name'].partition(':')[0] == want['data.name'] and all(
+        _fits(run.fields[name], want[name]) for name in judged_on
+    )
+
+
+def _variants(experiment: paper.Experiment, runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return the runs of an experiment by what is not its own in them, `field value, ...`."""
+    variants = collections.defaultdict(list)
+    for run in runs:
+        if is_of(experiment, run):
+            other = [] if experiment.members else differences(experiment, run)
+            variants[', '.join(f'{name} {run.fields[name]}' for name in other)].append(run)
+    return variants
+
+
+def _row(
+    claim: paper.Claim, found: Mapping[str, Mapping[str, list[Run]]], notes: Mapping[str, str]
+) -> dict[str, Any]:
+    """Make a row of the variant nearest to the claim that has what the claim is about."""
+    words = claim.metric.removeprefix('eval/').replace('_', ' ')
+    summaries = {
+        variant: summary
+        for variant, runs in found[claim.experiment].items()
+        if (summary := summarise(runs, claim.metric))
+    }
+    if base := claim.less or claim.times:
+        words += f', {"above" if claim.less else "times"} that of {base}'
+        combine = operator.sub if claim.less else operator.truediv
+        summaries = {
+            variant: _combine(combine, ours, theirs)
+            for variant, ours in summaries.items()
+            if (theirs := summarise(found[base].get(variant, []), claim.metric))
+        }
+    variant = min(summaries, key=len, default='')
+    ours = summaries.get(variant)
+    note = variant or notes[claim.experiment]
+    if not ours and claim.metric == paper.EPOCHS:
+        note = _not_there(found[claim.experiment])
+    return {
+        'claim': f'{claim.experiment}: {words}',
+        'paper': claim.paper,
+        'run_2012': claim.run_2012,
+        'ours': ours['mean'] if ours else None,
+        'min': ours['min'] if ours else None,
+        'max': ours['max'] if ours else None,
+        'seeds': ours['seeds'] if ours else 0,
+        'status': 'measured' if ours else 'not run',
+        'runs': ours['runs'] if ours else [],
+        'source': claim.source,
+        'note': note,
+    }
+
+
+def _not_there(variants: Mapping[str, list[Run]]) -> str:
+    """Say how far the longest run got that has not the training error that is looked for."""
+    runs = [run for same in variants.values() for run in same if paper.EPOCHS not in run.metrics]
+    longest = max(runs, key=lambda run: run.epoch, default=None)
+    return f'not there in the {longest.epoch:.1f} epochs of {longest.name}' if longest else ''
+
+
+def summarise(runs: Sequence[Run], metric: str) -> dict[str, Any] | None:
+    """Return mean, least and largest over the seeds, errors in percent; each seed counts once.
+
+    Of several rates of one seed the one that is there in the fewest epochs counts (Paper 3.1).
+    """
+    scale = 100 if metric in METRICS else 1
+    seeds = collections.defaultdict(list)
+    with_metric = [run for run in runs if metric in run.metrics]
+    for run in with_metric:
+        chosen = run.members or (run,)
+        seeds[tuple(sorted(m.fields['seed'] for m in chosen))].append(scale * run.metrics[metric])
+    if not seeds:
+        return None
+    values = [
+        min(same) if metric == paper.EPOCHS else sum(same) / len(same) for same in seeds.values()
+    ]
+    return {
+        'mean': round(sum(values) / len(values), 6),
+        'min': round(min(values), 6),
+        'max': round(max(values), 6),
+        'seeds': len(values),
+        'runs': [run.name for run in with_metric],
+    }
+
+
+def _combine(
+    function: Callable[[float, float], float], a: Mapping[str, Any], b: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        'mean': round(function(a['mean'], b['mean']), 6),
+        'min': round(function(a['min'], b['max']), 6),
+        'max': round(function(a['max'], b['min']), 6),
+        'seeds': min(a['seeds'], b['seeds']),
+        'runs': [*a['runs'], *b['runs']],
+    }
+
+
+def _others(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Group the runs that differ in nothing but their seed and where they ran."""
+    groups = collections.defaultdict(list)
+    for run in runs:
+        key = [without_places(run), [m.fields for m in run.members]]
+        groups[json.dumps(key, sort_keys=True)].append(run)
+    return [
+        {
+            'data': data_of(same[0]),
+            'metric': metric,
+            **{('ours' if k == 'mean' else k): v for k, v in summary.items()},
+            'epochs': same[0].epoch,
+        }
+        for same in groups.values()
+        for metric in METRICS
+        if (summary := summarise(same, metric))
+    ]
+
+
+def without_places(run: Run) -> dict[str, Any]:
+    """Return the fields of a run less its seed and where it ran."""
+    return {name: v for name, v in run.fields.items() if not name.startswith(_PLACES)}
+
+
+def data_of(run: Run) -> str:
+    """Name the data set and the split, and what makes it another one than its name says."""
+    name, split = run.fields['data.name'], run.fields['data.eval_split']
+    own = ', the training examples' if split == run.fields['data.train_split'] else ''
+    ensemble = f', {len(run.members)} networks as one' if run.members else ''
+    return f'{name} {split}{own}{ensemble}'

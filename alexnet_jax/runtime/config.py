@@ -1,0 +1,212 @@
+"""Typed sections of a configuration: one frozen dataclass for each, beside the code that uses it.
+
+A field is declared once, with what it may be, its role, and whether a resumed run may change it:
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class LogConfig(Section):
+        tensorboard: bool = field(boolean, role=PLACE)
+
+`make` turns the nested mapping of a configuration into such sections; a field that is unknown,
+missing or not what it may be ends in one line. A field that is added later declares `off`, the
+value that leaves everything as it was before: what was saved without the field means that value.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from alexnet_jax.runtime.errors import UserError
+
+# The roles of a field: what two runs may differ in and still be the same experiment.
+MEANING = 'meaning'  # what is computed from which data: never, except where a claim is about it
+SCHEDULE = 'schedule'  # how long, when the rate drops, how the result is evaluated
+NUMERICS = 'numerics'  # how the same function is computed: dtype, precision, parts of a batch
+PLACE = 'place'  # where and how often, and which seed: it changes no result but by chance
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What one field may be: a test of its value, and the words for it."""
+
+    accepts: Callable[[Any], bool]
+    words: str
+
+
+def is_integer(value: Any) -> bool:
+    """Say whether a value is an integer, which a bool is not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a value is a finite number."""
+    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def integer(low: int) -> Rule:
+    """Accept integers of at least `low`."""
+    return Rule(lambda v: is_integer(v) and v >= low, f'an integer of at least {low}')
+
+
+def number(low: float = -math.inf, below: float = math.inf) -> Rule:
+    """Accept finite numbers of at least `low` and less than `below`."""
+    words = 'a number'
+    words += f' of at least {low:g}' if low > -math.inf else ''
+    words += f' and below {below:g}' if below < math.inf else ''
+    return Rule(lambda v: is_number(v) and low <= v < below, words)
+
+
+def one_of(*choices: Any) -> Rule:
+    """Accept these values, all of one type."""
+    kind = type(choices[0])
+    words = 'one of ' + ', '.join(map(str, choices))
+    return Rule(lambda v: type(v) is kind and v in choices, words)
+
+
+def tuple_of(accepts: Callable[[Any], bool], *lengths: int, words: str) -> Rule:
+    """Accept tuples whose members all pass, of one of these lengths, or of any if none is given."""
+    return Rule(
+        lambda v: (
+            isinstance(v, tuple) and (not lengths or len(v) in lengths) and all(map(accepts, v))
+        ),
+        words,
+    )
+
+
+above_zero = Rule(lambda v: is_number(v) and v > 0, 'a number above 0')
+boolean = Rule(lambda v: isinstance(v, bool), 'true or false')
+text = Rule(lambda v: isinstance(v, str), 'a text')
+name = Rule(lambda v: isinstance(v, str) and v != '', 'a text that is not empty')
+
+
+def field(
+    rule: Rule,
+    *,
+    role: str = MEANING,
+    resume: bool | None = None,
+    off: Any = dataclasses.MISSING,
+) -> Any:
+    """Declare a field of a section.
+
+    Args:
+      rule: what it may be.
+      role: MEANING, SCHEDULE, NUMERICS or PLACE.
+      resume: whether a resumed run may have another value; by default where the role is not
+        MEANING.
+      off: for a field that was added later, the value that means what there was before it.
+    """
+    resume = role != MEANING if resume is None else resume
+    metadata = {'rule': rule, 'role': role, 'resume': resume}
+    return dataclasses.field(default=off, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """The base of all sections. Making one checks its fields, then `check` the fields together."""
+
+    def __post_init__(self) -> None:
+        for declared in dataclasses.fields(self):
+            rule, value = declared.metadata.get('rule'), getattr(self, declared.name)
+            if rule and not rule.accepts(value):
+                raise FieldError(declared.name, f' = {value!r} must be {rule.words}')
+        self.check()
+
+    def check(self) -> None:
+        """Raise UserError where fields contradict each other."""
+
+
+class FieldError(UserError):
+    """One field cannot be what it is; every section that holds it puts its own name in front."""
+
+    def __init__(self, field: str, words: str):
+        super().__init__(f'config.{field}{words}')
+        self.field, self.words = field, words
+
+
+_S = TypeVar('_S', bound=Section)
+
+
+def make(kind: type[_S], values: Mapping[str, Any]) -> _S:
+    """Make a section, and those inside it, from a nested mapping; lists count as tuples.
+
+    Raises UserError, in one line, for a field that is unknown, missing, or not what it may be.
+    """
+    given = flatten(values)
+    for path in given:
+        require_field(kind, path)
+    for path, declared in fields(kind).items():
+        if path not in given and declared.default is dataclasses.MISSING:
+            raise FieldError(path, ' is missing; start from configs/alexnet.py, which has it')
+    return _make(kind, values)
+
+
+def _make(kind: type[_S], values: Mapping[str, Any]) -> _S:
+    made: dict[str, Any] = {}
+    for declared in dataclasses.fields(kind):
+        if declared.name in values:
+            value = values[declared.name]
+            try:
+                made[declared.name] = (
+                    _make(declared.type, value) if _is_section(declared) else _as_tuples(value)
+                )
+            except FieldError as error:
+                raise FieldError(f'{declared.name}.{error.field}', error.words) from None
+    return kind(**made)
+
+
+def fields(kind: type[Section]) -> dict[str, dataclasses.Field]:
+    """Return the declared fields of a section and of those inside it, by their dotted names."""
+    found: dict[str, dataclasses.Field] = {}
+    for declared in dataclasses.fields(kind):
+        if _is_section(declared):
+            found |= {f'{declared.name}.{n}': f for n, f in fields(declared.type).items()}
+        else:
+            found[declared.name] = declared
+    return found
+
+
+def require_field(kind: type[Section], path: str) -> None:
+    """Raise UserError, with the nearest name, for a dotted name that is not a field."""
+    known = fields(kind)
+    if path not in known:
+        close = difflib.get_close_matches(path, known, n=1)
+        hint = f'did you mean config.{close[0]}?' if close else 'configs/alexnet.py has all fields'
+        raise FieldError(path, f' is not a field; {hint}')
+
+
+def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Return `{'section.field': value}` for a nested mapping; lists, as JSON has them, as tuples."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f'{prefix}{key}.')
+        else:
+            flat[f'{prefix}{key}'] = _as_tuples(value)
+    return flat
+
+
+def with_off_values(kind: type[Section], flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted names and values, with the `off` value of each field that was added since."""
+    off = {n: f.default for n, f in fields(kind).items() if f.default is not dataclasses.MISSING}
+    return {**off, **flat}
+
+
+def differences(
+    kind: type[Section], before: Mapping[str, Any], after: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Return the fields in which two nested mappings differ, `{name: (before, after)}`.
+
+    None stands for a field that one of the two does not have and that has no `off` value.
+    """
+    old, new = (with_off_values(kind, flatten(values)) for values in (before, after))
+    both = {path: (old.get(path), new.get(path)) for path in sorted(old.keys() | new.keys())}
+    return {path: pair for path, pair in both.items() if pair[0] != pair[1]}
+
+
+def _is_section(declared: dataclasses.Field) -> bool:
+    return isinstance(declared.type, type) and issubclass(declared.type, Section)
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value

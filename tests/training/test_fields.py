@@ -1,0 +1,171 @@
+"""Every field of the sections that define a run, turned once: something must change by it.
+
+Parameters, the traced program, the data's plan or the rates; or a reason stands here why none does.
+"""
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.input.augment import Augment
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.training.optim import make_optimizer
+from configs import tiny
+from tests.parallel.tiny_run import Run
+
+# What every convolution has here, so that each field of one has something to change.
+LAYER = {'features': 8, 'lrn': True, 'map_norm': True, 'pool_window': 2, 'pool_stride': 1}
+SIDE = 16
+NEW: dict[str, Any] = {
+    'padding': (2, 1),
+    'order': ('pool', 'lrn', 'activation'),
+    'initializer': 'he',
+    'activation': 'tanh',
+    'dtype': 'bfloat16',
+    'precision': 'default',
+    'forms': 'fast',
+    'towers': 1,
+    'n': 3,
+    'mean': 'centre',
+    'schedule': 'constant',
+    'drop_epochs': (3.0,),
+    'rate_factors': (('bias', 2.0),),
+    'decay_factors': (('conv1', 0.0),),
+    'events': ((2, 'conv1', 0.5),),
+}
+_OPENED = 'says which data are opened and checked: tests/input/test_sources.py'
+_SPEED = 'how fast the data are read, never which: tests/input/test_pipeline.py'
+WHY_NOT = {
+    **{f'data.{name}': _OPENED for name in ('name', 'dir', 'train_split', 'eval_split')},
+    **{f'data.{name}': _OPENED for name in ('image_shape', 'train_examples', 'eval_examples')},
+    **{f'data.{name}': _SPEED for name in ('read_threads', 'prefetch_batches')},
+    'training.log_every_steps': 'what is written down: tests/training/test_loop.py',
+    'training.watchdog_s': 'when a run that hangs is ended: tests/training',
+    'training.init_from': 'read before the first step, from a checkpoint: tests/training',
+    'training.compilation_cache_dir': 'where compiled programs are kept',
+}
+SECTIONS = ('model.', 'augment.', 'optim.', 'data.', 'training.')
+NAMES = [name for name in config_lib.FIELDS if name.startswith(SECTIONS)]
+
+
+def base(field):
+    """Return a configuration in which the field has a part to play."""
+    config = tiny.get_config()
+    for name in config_lib.CONVOLUTIONS:
+        config.model[name].update(LAYER)
+    config.model.update(forms='plain')
+    config.augment.update(crop_px=7, mirror=True, colour_std=0.1, random_crop=True)
+    config.training.update(total_steps=0, total_epochs=1.5)
+    config.optim.update(schedule='steps', drop_epochs=(1.0, 2.0))
+    if '.plateau' in field:
+        config.optim.update(schedule='plateau', drop_epochs=(), plateau_evaluations=2)
+    return config
+
+
+def other(field, value):
+    """Return another value that the field may have."""
+    name = field.rpartition('.')[2]
+    if name in NEW:
+        return NEW[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return 2 * value if 'features' in name or ('batch' in name and value) else value + 1
+    assert isinstance(value, float), f'say in NEW what {field} = {value!r} may be turned into'
+    return value / 2 if value else 0.5
+
+
+def text(function, *arguments):
+    """Return a traced program as text, with its shapes and constants and without addresses."""
+    return re.sub(r'0x[0-9a-f]+', '', str(jax.make_jaxpr(function)(*arguments)))
+
+
+def model(config):
+    """Drawing the parameters and a forward pass in training, traced."""
+    network = AlexNet(**config.model.to_dict())
+    image, rows = jnp.zeros((2, SIDE, SIDE, 1)), jnp.arange(2, dtype=jnp.int32)
+    key = jax.random.key(0)
+    return text(lambda k, x: network.init_with_output(k, x, rows, k), key, image)
+
+
+def augment(config):
+    plan = config_lib.make_plan(**config.training, num_examples=1000)
+    ours = Augment(**config.augment, first_step=plan.first_step)
+    images = jnp.zeros((2, 9, 9, 3), jnp.uint8)
+    statistics = Run(2, 1, 1, 'float32').statistics._replace(
+        mean_image=jnp.ones((9, 9, 3)), eigenvectors=jnp.eye(3), std=jnp.ones(3)
+    )
+    rows, step = jnp.arange(2, dtype=jnp.int32), jnp.int32(0)
+    return (
+        text(lambda k: ours.training(images, statistics, k, rows, step), jax.random.key(0)),
+        np.asarray(ours.view_corners((9, 9), 10)[1]).tolist(),
+    )
+
+
+def optim(config):
+    ours = make_optimizer(**config.optim, batch_size=16, first_step=lambda epoch: round(10 * epoch))
+    params = {name: {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)} for name in ('conv1', 'fc8')}
+    plateau, rates = ours.init_plateau(), []
+    for error in (0.9, 0.8, 0.7993, 0.7993, 0.7993, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8):
+        plateau = ours.after_evaluation(plateau, error)
+        rates.append(float(plateau.scale))
+
+    def update(step, params):
+        return ours.rule.update(
+            params,
+            ours.rule.init(params),
+            params,
+            learning_rates=ours.learning_rates(step, plateau, params),
+            sum_over_mesh=lambda numbers: numbers,
+        )
+
+    return text(update, jnp.int32(0), params), rates
+
+
+def training(config):
+    plan = config_lib.make_plan(**config.training, num_examples=1000)
+    due = [step for step in range(plan.total_steps + 1) if plan.eval_due(step)]
+    run = Run(2, 1, 1, 'float32', accumulation_steps=config.training.accumulation_steps)
+    traced = text(run.train_step(), run.state, run.batch, run.statistics)
+    return plan, due, traced
+
+
+TRACES = {'model': model, 'augment': augment, 'optim': optim, 'training': training}
+
+
+@pytest.mark.parametrize('field', NAMES)
+def test_turning_a_field_changes_something_or_it_says_why_not(field):
+    if field in WHY_NOT:
+        assert WHY_NOT[field]
+        return
+    trace = TRACES[field.partition('.')[0]]
+    config, turned = base(field), base(field)
+    before = config_lib.flatten(config)[field]
+    after = other(field, before)
+    assert after != before
+    turned.update_from_flattened_dict({field: after})
+    config_lib.validate(turned)
+    same = unturned(trace, plateau='.plateau' in field)
+    assert trace(turned) != same, f'config.{field}: {before!r} -> {after!r}'
+
+
+@pytest.mark.parametrize('section', TRACES)
+def test_the_same_configuration_is_the_same_program(section):
+    trace = TRACES[section]
+    assert trace(base('')) == unturned(trace, plateau=False)
+
+
+@functools.cache
+def unturned(trace, plateau):
+    return trace(base('.plateau' if plateau else ''))
+
+
+def test_no_reason_for_a_field_that_is_gone():
+    assert set(WHY_NOT) <= set(NAMES)
+    assert not set(NEW) - {name.rpartition('.')[2] for name in NAMES}
