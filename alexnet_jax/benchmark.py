@@ -1,36 +1,24 @@
-"""Measure the program: how fast it is and where the time goes.
+"""Measure the program: how fast it is, and where the time goes.
 
-python -m alexnet_jax.benchmark WHAT [--config=FILE] [--config.section.field=value ...]
-    [--data_dir=DIR] [--against=torch|plain] [--sweep] [--synthetic=N] [--source=DIR|TAR]
-    [--assume=NAME=VALUE,...] [--json]
+WHAT is one of
+  step           images/s of the training step alone, and its share of the best matrix product
+  layers         the time of each layer by itself, forward and backward
+  communication  what a training step sends between devices, by axis and layer, on any mesh
+  input          images/s of reading, decoding and batching, without training
+  end_to_end     training on the data set, beside training on one batch that is on the device
+  startup        seconds from the command to the end of the first step, part by part
+  prepare        photographs decoded, resized and written as records by one and two workers
+  prediction     time and cost of a step on clusters, computed from operations and bytes
 
-    step           images a second of the training step alone, without reading data, and its part
-                   of the device's fastest matrix products; --against=torch or plain: beside it the
-                   same step by PyTorch (torch.compile, channels_last) or by plain Flax and optax;
-                   --sweep: float32 and bfloat16, batch 128, 1024 and up to the largest that fits
-    layers         where the time of a step goes: each layer by itself, forward and backward
-    communication  what a training step sends between devices, by axis and layer, on any mesh
-    input          images a second of the host's part: records read, decoded and made into batches;
-                   --synthetic: of N made images, as pixels and as JPEG
-    end_to_end     training steps on the data set beside steps on one batch that is on the device
-    startup        seconds from the command to the end of the first step, and what takes them
-    prepare        photographs of --source decoded and resized, written as records by one and two
-                   workers
-    prediction     step time, efficiency and cost on clusters, computed from counted operations and
-                   bytes; --assume changes what it takes for granted
-
-Without --config it is configs/alexnet.py. Measure on a machine that does nothing else.
+Measure on a machine that does nothing else.
 Exit codes: 0 done, 1 a bug (traceback), 2 yours to mend (one line).
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-import ml_collections
-from absl import flags
-
-from alexnet_jax import command_line
+from alexnet_jax import config_command
 from alexnet_jax.benchmarks import (
     communication,
     end_to_end,
@@ -41,40 +29,79 @@ from alexnet_jax.benchmarks import (
     startup,
     step,
 )
+from alexnet_jax.command_line import Parser
+from alexnet_jax.training.config import Config
 
-_JSON = flags.DEFINE_bool('json', False, 'Print one JSON object as the last line.')
-_AGAINST = flags.DEFINE_enum(
-    'against', '', ['', 'torch', 'plain'], 'For step: what to compare with.'
-)
-_SWEEP = flags.DEFINE_bool('sweep', False, 'For step on an accelerator: dtypes and batch sizes.')
-_SOURCE = flags.DEFINE_string('source', '', 'Photographs for prepare: a folder or a tar.')
-_SYNTHETIC = flags.DEFINE_integer(
-    'synthetic', 0, 'N images for input, as pixels and as JPEG, in place of the data set.'
-)
-_ASSUME = flags.DEFINE_list('assume', [], 'For a prediction: NAME=VALUE,... as it prints them.')
-
-_BENCHMARKS: dict[str, Callable[[ml_collections.ConfigDict], dict[str, Any]]] = {
-    'step': lambda config: (step.sweep if _SWEEP.value else step.measure)(
-        config, against=_AGAINST.value
+_BENCHMARKS: dict[str, Callable[[Any, Config], dict[str, Any]]] = {
+    'step': lambda options, config: (step.sweep if options.sweep else step.measure)(
+        config, against=options.against
     ),
-    'layers': layers.measure,
-    'communication': communication.measure,
-    'input': lambda config: input.measure(config, synthetic=_SYNTHETIC.value),
-    'end_to_end': end_to_end.measure,
-    'startup': startup.measure,
-    'prepare': lambda config: prepare.measure(_SOURCE.value),
-    'prediction': lambda config: prediction.predict(
-        config, prediction.Assumptions.parse(_ASSUME.value)
+    'layers': lambda options, config: layers.measure(config),
+    'communication': lambda options, config: communication.measure(config),
+    'input': lambda options, config: input.measure(config, synthetic=options.synthetic),
+    'end_to_end': lambda options, config: end_to_end.measure(config),
+    'startup': lambda options, config: startup.measure(config),
+    'prepare': lambda options, config: prepare.measure(options.source),
+    'prediction': lambda options, config: prediction.predict(
+        config, prediction.Assumptions.parse(options.assume)
     ),
+}
+_OWNERS = {  # of the options that belong to one benchmark alone
+    **{'against': 'step', 'sweep': 'step', 'synthetic': 'input', 'source': 'prepare'},
+    'assume': 'prediction',
 }
 
 
-def run(argv: Sequence[str]) -> int:
-    """Do the benchmark that the command line names; return the exit code."""
-    result = _BENCHMARKS[argv[1]](command_line.load_config())
+def _parser() -> Parser:
+    name = 'python -m alexnet_jax.benchmark'
+    usage = f'{name} WHAT [--config=FILE] [--config.section.field=value ...] [option ...]'
+    parser = Parser(prog=name, usage=usage, description=__doc__ or '')
+    add = parser.add_argument
+    add('what', metavar='WHAT', choices=_BENCHMARKS, help='what to measure, as listed above')
+    config_command.add_options(parser, default='configs/alexnet.py')
+    add('--json', action='store_true', help='print one JSON object as the last line')
+    add(
+        '--against',
+        choices=('torch', 'plain'),
+        default='',
+        help='step: the same step by PyTorch (torch.compile) or by plain Flax and optax beside it',
+    )
+    add(
+        '--sweep',
+        action='store_true',
+        help='step: in both dtypes, from batch 128 up to the largest that fits on the accelerator',
+    )
+    add(
+        '--synthetic',
+        type=int,
+        default=0,
+        metavar='N',
+        help='input: of N generated images, as pixels and as JPEG, in place of the data set',
+    )
+    add('--source', default='', metavar='DIR|TAR', help='prepare: the photographs')
+    add(
+        '--assume',
+        type=lambda text: text.split(','),
+        default=[],
+        metavar='NAME=VALUE,...',
+        help='prediction: in place of what it assumes',
+    )
+    return parser
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Run the benchmark that the command line names; return the exit code."""
+    parser = _parser()
+    options, config = config_command.parse(parser, argv)
+    for name, owner in _OWNERS.items():
+        if options.what != owner and getattr(options, name) != parser.get_default(name):
+            parser.error(f'--{name} is an option of {owner}, not of {options.what}')
+    if options.synthetic < 0:
+        parser.error(f'--synthetic={options.synthetic} must be at least 1')
+    result = _BENCHMARKS[options.what](options, config)
     for name, value in result.items():
         print(_table(value) if name == 'rows' else f'{name:<40}{_words(value)}')
-    if _JSON.value:
+    if options.json:
         print(json.dumps(result))
     return 0
 
@@ -99,11 +126,9 @@ def _words(value: Any) -> str:
     return f'{value:,}' if type(value) is int else str(value)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run as a command: one line and exit code 2 for a UserError."""
-    command_line.run(
-        run, __doc__ or '', default_config='configs/alexnet.py', words=list(_BENCHMARKS)
-    )
+    config_command.run(run, argv)
 
 
 if __name__ == '__main__':

@@ -10,32 +10,31 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
-from alexnet_jax.arguments import Parser
-from alexnet_jax.config import data_directory
+from alexnet_jax import command_line
+from alexnet_jax.command_line import Parser
 from alexnet_jax.preparation import digits, folder, imagenet, photographs
-from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime import storage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, or 2 for what the user can mend."""
     arguments = vars(_parser().parse_args(argv))
-    prepare = arguments.pop('prepare')
-    as_json = arguments.pop('json', False)
-    try:
-        data_dir = data_directory(arguments.pop('data_dir'), '')
-        directory = prepare(data_dir, **arguments)
-        info = tfds.builder_from_directory(directory).info
-        counts = ', '.join(f'{name} {split.num_examples}' for name, split in info.splits.items())
-        line = f'{info.full_name} is in {directory}: {counts} examples'
-        if (directory / photographs.REPORT).exists():
-            report = _statistics(info, data_dir, directory, arguments['workers'])
-            _show(report, directory)
-            line = json.dumps(report) if as_json else line
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    print(line)
-    return 0
+    return command_line.run(lambda: _prepare(**arguments))
+
+
+def _prepare(prepare: Any, data_dir: str, as_json: bool = False, **settings: Any) -> None:
+    """Prepare a data set, with its statistics where it is of photographs, and say what it holds."""
+    data_dir = storage.data_directory(data_dir)
+    directory = prepare(data_dir, **settings)
+    info = tfds.builder_from_directory(directory).info
+    if (directory / photographs.REPORT).exists():
+        report = _statistics(info, data_dir, directory, settings['workers'])
+        _show(report, directory)
+        if as_json:
+            print(json.dumps(report))
+            return
+    counts = ', '.join(f'{name} {split.num_examples}' for name, split in info.splits.items())
+    print(f'{info.full_name} is in {directory}: {counts} examples')
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,7 +116,9 @@ def _add_photographs(command: argparse.ArgumentParser, source: str, help: str) -
     command.add_argument(
         '--skip_broken', action='store_true', help='leave out images that cannot be read'
     )
-    command.add_argument('--json', action='store_true', help='print the report as the last line')
+    command.add_argument(
+        '--json', dest='as_json', action='store_true', help='print the report as the last line'
+    )
 
 
 def _cores() -> int:
@@ -128,20 +129,21 @@ def _cores() -> int:
 
 def _statistics(info: Any, data_dir: str, directory: epath.Path, workers: int) -> dict[str, Any]:
     """Compute the statistics as training would, so that it finds them; return the report."""
-    from alexnet_jax.input import pipeline  # imports JAX, which the workers do not need
+    from alexnet_jax.input.sources import DataConfig
+    from alexnet_jax.training import dataset  # imports JAX, which the workers do not need
 
-    splits = list(info.splits)
-    _, statistics = pipeline.load(
+    config = DataConfig(
         name=f'{info.name}:{info.version}',
         dir=data_dir,
         train_split='train',
-        eval_split=next((split for split in splits if split != 'train'), 'train'),
+        eval_split=next((split for split in info.splits if split != 'train'), 'train'),
         image_shape=(),
         train_examples=0,
         eval_examples=0,
         read_threads=workers,
         prefetch_batches=1,
     )
+    _, statistics = dataset.load(config)
     return photographs.add_statistics(directory, statistics)
 
 

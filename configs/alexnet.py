@@ -28,10 +28,10 @@ def convolution(**fields) -> dict:
         'init_std': 0.01,  # weights from N(0, 0.01), Paper 5
         'init_bias': 0.0,  # Paper 5: 1 in conv2, conv4, conv5, else 0
         'local': False,  # kernels of its own at each place, in the author's CIFAR-10 networks
-        'order': ('activation', 'lrn', 'pool'),  # Paper 3.5; those of the three that the layer has
-        'lrn': False,  # response normalisation, Paper 3.3
-        'map_norm': False,  # after it, one within each map, 2012 source
-        'pool_window': 0,  # max-pooling, Paper 3.4; 0: none
+        # What follows the convolution, first to last: 'activation'; 'lrn', response normalisation
+        # (Paper 3.3); 'map_norm', normalisation within a map (2012 source); 'pool', max-pooling.
+        'after': ('activation',),
+        'pool_window': 3,  # where 'pool' follows: squares of 3 x 3, 2 apart, Paper 3.4
         'pool_stride': 2,
         'pool_partial': False,  # squares that reach beyond the lower and right edge, 2012 source
         **fields,
@@ -55,12 +55,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # weights, data order, augmentation and dropout all follow from it
 
     config.model = {
-        'num_classes': 1000,
+        'num_classes': 1000,  # 0: as many as the data have
         'towers': 2,  # Paper 3.2; 1: a network without the split
         # Paper 3.5. 224 pixels give 55 positions only with 3 more: the 2012 source reads zeros
         # beyond the right and lower edge.
         'conv1': convolution(
-            features=96, kernel=11, stride=4, padding=(0, 3), lrn=True, pool_window=3
+            features=96,
+            kernel=11,
+            stride=4,
+            padding=(0, 3),
+            after=('activation', 'lrn', 'pool'),  # Paper 3.5
         ),
         'conv2': convolution(
             features=256,
@@ -68,12 +72,13 @@ def get_config() -> ml_collections.ConfigDict:
             padding=(2, 2),
             sees_both_towers=False,  # Paper 3.2: which layers take both towers' maps
             init_bias=1.0,
-            lrn=True,
-            pool_window=3,
+            after=('activation', 'lrn', 'pool'),
         ),
         'conv3': convolution(features=384, sees_both_towers=True),
         'conv4': convolution(features=384, sees_both_towers=False, init_bias=1.0),
-        'conv5': convolution(features=256, sees_both_towers=False, init_bias=1.0, pool_window=3),
+        'conv5': convolution(
+            features=256, sees_both_towers=False, init_bias=1.0, after=('activation', 'pool')
+        ),
         'conv6': convolution(sees_both_towers=True, init_bias=1.0),  # 256 features in CNN*, Paper 6
         'fc6': dense(),
         'fc7': dense(),
@@ -113,7 +118,7 @@ def get_config() -> ml_collections.ConfigDict:
         'name': 'imagenet2012',  # a tfds data set prepared as array_record
         'dir': '',  # '': --data_dir, else TFDS_DATA_DIR, else ~/tensorflow_datasets
         'train_split': 'train',
-        'eval_split': 'validation',
+        'eval_split': 'validation',  # '': 'test', 'validation' or 'val', whichever there is
         'image_shape': (256, 256, 3),  # Paper 2; (): what the data has
         'train_examples': 1_281_167,  # a data set with another count is refused; 0: any
         'eval_examples': 50_000,
@@ -141,19 +146,21 @@ def get_config() -> ml_collections.ConfigDict:
         'momentum': 0.9,
         'weight_decay': 0.0005,
         'rate_inside_velocity': True,  # as Paper 5; outside: optax.sgd and PyTorch
-        'lars_trust': 0.0,  # layers' trust in their gradients, LARS (You 2017), 0.001; 0: none
-        # Factors on the rate and on the decay of a layer, of all of a kind or of one parameter:
-        # (('bias', 2.0),), (('conv1', 0.1), ('fc8.bias', 0.0)). Those that name one multiply.
-        'rate_factors': (),  # 2012 source: (('bias', 2.0),)
-        'decay_factors': (),  # 2012 source: (('bias', 0.0),); Paper 5 decays every parameter
+        'lars_trust_coefficient': 0.0,  # LARS (You 2017), for example 0.001; 0: none
+        # Multipliers of the rate and of the decay of a layer, of all kernels or biases, or of one
+        # parameter: (('bias', 2.0),), (('conv1', 0.1), ('fc8.bias', 0.0)). All that name a
+        # parameter apply.
+        'lr_multipliers': (),  # 2012 source: (('bias', 2.0),)
+        # 2012 source: (('bias', 0.0),); Paper 5 decays every parameter.
+        'weight_decay_multipliers': (),
         # DEVIATION: learning-rate drops by rule - the author divided by 10 by hand when the
         # validation error stopped improving; here a rule does: 'plateau', 'steps' or 'constant'
         'schedule': 'plateau',
         'drop_factor': 0.1,
-        'drop_epochs': (),  # for 'steps'
-        'plateau_evaluations': 5,  # for 'plateau': evaluations without a gain before a drop
-        'plateau_min_gain': 0.001,  # in top-1 error
-        'plateau_drops': 3,  # at most
+        'milestone_epochs': (),  # for 'steps'
+        'plateau_patience': 5,  # for 'plateau': evaluations without an improvement before a drop
+        'plateau_min_delta': 0.001,  # of the top-1 error: less is no improvement
+        'plateau_max_drops': 3,  # at most
         # (epoch, layer, rate): from that epoch on the layer has that rate, whatever the schedule
         # says; 'all' is every layer without an event of its own: ((25, 'all', 0.001),).
         'events': (),

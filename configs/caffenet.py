@@ -19,18 +19,18 @@ def get_config() -> ml_collections.ConfigDict:
     """Return the configuration."""
     config = alexnet.get_config()
     model = config.model
-    model.conv1.update(padding=(0, 0), order=('activation', 'pool', 'lrn'))
-    model.conv2.order = ('activation', 'pool', 'lrn')
+    model.conv1.update(padding=(0, 0), after=('activation', 'pool', 'lrn'))
+    model.conv2.after = ('activation', 'pool', 'lrn')
     model.lrn.update(k=1.0, divide_alpha=True, across_towers=True)
     model.fc6.init_std = 0.005
     model.fc7.init_std = 0.005
     model.dropout_inverted = True
     config.augment.update(crop_px=227, mean='centre', colour_std=0.0)
     config.optim.update(
-        rate_factors=(('bias', 2.0),),
-        decay_factors=(('bias', 0.0),),
+        lr_multipliers=(('bias', 2.0),),
+        weight_decay_multipliers=(('bias', 0.0),),
         schedule='steps',
-        drop_epochs=(20.0, 40.0, 60.0, 80.0),
+        milestone_epochs=(20.0, 40.0, 60.0, 80.0),
     )
     config.training.update(batch_size=256)
     config.evaluation.final_views = 1

@@ -20,7 +20,9 @@ def get_config() -> ml_collections.ConfigDict:
     config = alexnet.get_config()
     model = config.model
     model.num_classes = 10
-    model.conv1 = convolution(features=32, kernel=5, padding=(2, 2), lrn=True, pool_window=3)
+    model.conv1 = convolution(
+        features=32, kernel=5, padding=(2, 2), after=('activation', 'lrn', 'pool')
+    )
     model.conv2.update(features=64, init_std=0.05)
     model.conv3.update(features=64, init_std=0.05)
     model.conv4.update(features=64, init_std=0.05)
@@ -36,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
         eval_examples=10_000,
     )
     config.augment.crop_px = 28
-    config.optim.update(schedule='steps', drop_epochs=(9.0, 11.0))
+    config.optim.update(schedule='steps', milestone_epochs=(9.0, 11.0))
     config.training.update(total_epochs=12.0)
     config.checkpoint.save_every_steps = 500
     config.evaluation.batch_size = 250

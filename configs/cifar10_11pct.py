@@ -16,10 +16,10 @@ def get_config() -> ml_collections.ConfigDict:
     """Return the configuration."""
     config = cifar10_13pct.get_config()
     model = config.model
-    model.conv1.update(lrn=True, order=('activation', 'pool', 'lrn'))
-    model.conv2.lrn = True
+    model.conv1.after = ('activation', 'pool', 'lrn')
+    model.conv2.after = ('activation', 'lrn', 'pool')
     model.conv3.features = 64
     model.lrn.update(k=1.0, n=9, alpha=0.001, divide_alpha=True)
-    config.optim.drop_epochs = (500.0, 510.0)
+    config.optim.milestone_epochs = (500.0, 510.0)
     config.training.total_epochs = 520.0
     return config

@@ -21,7 +21,12 @@ def get_config() -> ml_collections.ConfigDict:
     model = config.model
     model.update(num_classes=10, towers=1, dropout=0.0)
     model.conv1 = convolution(
-        features=64, kernel=5, padding=(2, 2), init_std=1e-4, pool_window=3, pool_partial=True
+        features=64,
+        kernel=5,
+        padding=(2, 2),
+        init_std=1e-4,
+        after=('activation', 'pool'),
+        pool_partial=True,
     )
     model.conv2 = convolution(**{**model.conv1, 'init_std': 0.01}, sees_both_towers=False)
     model.conv3.update(features=32, local=True, init_std=0.04, sees_both_towers=False)
@@ -39,11 +44,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.update(crop_px=24, colour_std=0.0)
     config.optim.update(
         learning_rate=0.001,
-        rate_factors=(('bias', 2.0),),
+        lr_multipliers=(('bias', 2.0),),
         weight_decay=0.004,
-        decay_factors=(('bias', 0.0), ('conv1', 0.0), ('conv2', 0.0)),
+        weight_decay_multipliers=(('bias', 0.0), ('conv1', 0.0), ('conv2', 0.0)),
         schedule='steps',
-        drop_epochs=(100.0, 110.0),
+        milestone_epochs=(100.0, 110.0),
     )
     config.training.total_epochs = 120.0
     config.evaluation.batch_size = 250

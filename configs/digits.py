@@ -19,14 +19,18 @@ def get_config() -> ml_collections.ConfigDict:
     model = config.model
     model.num_classes = 10
     model.conv1 = convolution(
-        features=32, padding=(1, 1), init_std=0.1, lrn=True, pool_window=3, pool_stride=1
+        features=32, init_std=0.1, after=('activation', 'lrn', 'pool'), pool_stride=1
     )
     model.conv2 = convolution(
-        features=64, sees_both_towers=False, init_std=0.05, init_bias=1.0, lrn=True, pool_window=3
+        features=64,
+        sees_both_towers=False,
+        init_std=0.05,
+        init_bias=1.0,
+        after=('activation', 'lrn', 'pool'),
     )
     model.conv3.update(features=64, init_std=0.05)
     model.conv4.update(features=64, init_std=0.05)
-    model.conv5.update(features=64, init_std=0.05, pool_window=0)
+    model.conv5.update(features=64, init_std=0.05, after=('activation',))
     model.fc6.update(features=256, init_std=0.05)
     model.fc7.update(features=256, init_std=0.05)
     model.fc8.update(init_std=0.05)
@@ -39,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
         eval_examples=360,
     )
     config.augment.update(crop_px=8, mirror=False)  # the digits fill their 8 pixels
-    config.optim.update(learning_rate=0.003, schedule='steps', drop_epochs=(25.0, 35.0))
+    config.optim.update(learning_rate=0.003, schedule='steps', milestone_epochs=(25.0, 35.0))
     config.training.update(
         batch_size=32, total_epochs=40.0, log_every_steps=50, eval_every_epochs=5.0
     )

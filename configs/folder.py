@@ -1,8 +1,7 @@
-r"""The paper's network and training on photographs of your own.
+"""The paper's network and training on photographs of your own.
 
     python -m alexnet_jax.prepare folder --source DIR --name photographs --data_dir=DATA
-    python -m alexnet_jax.main --config=configs/folder.py --data_dir=DATA \
-        --config.model.num_classes=CLASSES
+    python -m alexnet_jax.main --config=configs/folder.py --data_dir=DATA
 
 Needs:    DIR with train/CLASS/* and test/CLASS/*, or CLASS/*; a tar of it will do.
 Cost:     4.1356 GFLOP an image.
@@ -17,7 +16,8 @@ from configs import alexnet
 def get_config() -> ml_collections.ConfigDict:
     """Return the paper's configuration for a prepared folder of any size."""
     config = alexnet.get_config()
-    config.data.update(name='photographs', eval_split='test', train_examples=0, eval_examples=0)
+    config.model.num_classes = 0  # as many as the data have
+    config.data.update(name='photographs', eval_split='', train_examples=0, eval_examples=0)
     config.training.log_every_steps = 10
     config.checkpoint.save_every_steps = 500
     return config

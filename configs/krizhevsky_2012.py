@@ -20,16 +20,16 @@ def get_config() -> ml_collections.ConfigDict:
     config = alexnet.get_config()
     model = config.model
     # The ReLU of conv1 stands on pool1's output; conv2 has one norm more.
-    model.conv1.order = ('lrn', 'pool', 'activation')
-    model.conv2.map_norm = True
+    model.conv1.after = ('lrn', 'pool', 'activation')
+    model.conv2.after = ('activation', 'lrn', 'map_norm', 'pool')
     model.lrn.divide_alpha = True
     for name in ('conv3', 'conv4', 'conv5'):
         model[name].init_std = 0.03
     config.augment.update(images_per_crop=32, mean='centre', colour_divisor=1.1, colour_epochs=67.0)
     config.optim.update(
         schedule='constant',
-        rate_factors=(('bias', 2.0),),
-        decay_factors=(('bias', 0.0),),
+        lr_multipliers=(('bias', 2.0),),
+        weight_decay_multipliers=(('bias', 0.0),),
         events=(
             (25, 'all', 1e-3),
             (51, 'all', 1e-4),

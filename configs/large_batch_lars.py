@@ -17,6 +17,9 @@ def get_config() -> ml_collections.ConfigDict:
     config = alexnet.get_config()
     config.training.batch_size = 8192
     config.optim.update(
-        learning_rate=10.0, lars_trust=0.001, warmup_epochs=5.0, decay_factors=(('bias', 0.0),)
+        learning_rate=10.0,
+        lars_trust_coefficient=0.001,
+        warmup_epochs=5.0,
+        weight_decay_multipliers=(('bias', 0.0),),
     )
     return config

@@ -15,6 +15,6 @@ from configs import krizhevsky_2012
 def get_config() -> ml_collections.ConfigDict:
     """Return the configuration."""
     config = krizhevsky_2012.get_config()
-    config.model.conv1.lrn = False
-    config.model.conv2.update(lrn=False, map_norm=False)
+    config.model.conv1.after = ('pool', 'activation')
+    config.model.conv2.after = ('activation', 'pool')
     return config

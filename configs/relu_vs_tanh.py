@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Return the configuration."""
     config = cifar10_13pct.get_config()
     config.augment.update(crop_px=32, random_crop=False, mirror=False)
-    config.optim.update(weight_decay=0.0, decay_factors=(), schedule='constant')
+    config.optim.update(weight_decay=0.0, weight_decay_multipliers=(), schedule='constant')
     config.training.update(total_epochs=40.0, log_every_steps=10)
     config.evaluation.final_views = 1
     return config

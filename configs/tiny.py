@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.fc7.features = 16
     config.training.update(batch_size=16, total_steps=12, log_every_steps=1, eval_every_epochs=0.05)
     config.augment.crop_px = 7
-    config.optim.update(schedule='plateau', drop_epochs=())
+    config.optim.update(schedule='plateau', milestone_epochs=())
     config.evaluation.update(batch_size=40, final_views=10)
     config.checkpoint.update(save_every_steps=3)
     config.log.progress_bar = False

@@ -20,14 +20,17 @@ def get_config() -> ml_collections.ConfigDict:
     config = alexnet.get_config()
     model = config.model
     model.update(towers=1, initializer='pytorch', dropout_inverted=True, dropout_inputs=True)
-    model.conv1.update(features=64, padding=(2, 2), lrn=False)
-    model.conv2.update(features=192, lrn=False)
+    model.conv1.update(features=64, padding=(2, 2), after=('activation', 'pool'))
+    model.conv2.update(features=192, after=('activation', 'pool'))
     model.conv4.features = 256
     for name in ('conv2', 'conv4', 'conv5', 'fc6', 'fc7'):
         model[name].init_bias = 0.0  # PyTorch draws them, too
     config.augment.update(mean='channels', pixel_divisor=57.4, colour_std=0.0)
     config.optim.update(
-        weight_decay=1e-4, rate_inside_velocity=False, schedule='steps', drop_epochs=(30.0, 60.0)
+        weight_decay=1e-4,
+        rate_inside_velocity=False,
+        schedule='steps',
+        milestone_epochs=(30.0, 60.0),
     )
     config.training.batch_size = 256
     config.evaluation.final_views = 1

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Several processes on this machine as one run:
+# Start several processes on this machine as one run:
 #
 #   launch/local.sh 2 --config=configs/digits.py --config.parallel.cpu_devices=1
 #
-# The first argument is their number, the others are those of `python -m alexnet_jax.main`. Process 0
-# writes to the terminal, the others behind their number. With GPUs each process takes one. SIGTERM
-# and Ctrl-C go to all, a second one kills them. Ends with the exit code of the process that failed
-# first; the others then have OTHERS_S seconds (30) to end by themselves.
+# The first argument is the number of processes; all others go to `python -m alexnet_jax.main`.
+# Process 0 writes to the terminal; the lines of the others begin with their number. With GPUs, each
+# process takes one. SIGTERM and Ctrl-C are passed on to all processes, and a second one kills them.
+# The script ends with the exit code of the process that failed first; the others then have
+# OTHERS_S seconds (30) to end by themselves.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -20,7 +21,7 @@ python=${PYTHON:-python}
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 export JAX_COORDINATOR_BIND_ADDRESS=127.0.0.1:$port
 
-set -m # each process in a group of its own: the terminal's Ctrl-C comes to this script only
+set -m # each process has a group of its own: the terminal's Ctrl-C reaches this script only
 pids=()
 for ((id = 0; id < count; id++)); do
   command=("$python" -m alexnet_jax.main "--coordinator_address=127.0.0.1:$port"
@@ -34,7 +35,7 @@ for ((id = 0; id < count; id++)); do
 done
 
 signals=0
-# shellcheck disable=SC2317 # the traps call it
+# shellcheck disable=SC2317 # called by the traps
 pass_on() {
   local signal=$1 pid
   signals=$((signals + 1))
@@ -52,7 +53,7 @@ while ((${#pids[@]})); do
     ended=0
     wait "${pids[id]}" || ended=$?
     unset "pids[id]"
-    # 134 says only that another process was lost.
+    # 134 only says that another process was lost, so any other code is the cause.
     if ((code == 0 || (code == 134 && ended != 0))); then code=$ended; fi
     if ((ended != 0)); then deadline=${deadline:-$((SECONDS + ${OTHERS_S:-30}))}; fi
   done

@@ -1,9 +1,15 @@
 """Eight CPU devices; ranks and dtypes are never promoted in silence; float64 where asked for."""
 
 import os
+import platform
+from pathlib import Path
 
 import jax
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# Memory is kept by glibc's mallopt only.
+collect_ignore = [] if platform.libc_ver()[0] == 'glibc' else ['runtime/test_memory.py']
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
@@ -18,6 +24,16 @@ def x64():
     jax.config.update('jax_enable_x64', True)
     yield
     jax.config.update('jax_enable_x64', False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line how many tests lack the real photographs, which are not in the repository."""
+    failed = terminalreporter.stats.get('failed', [])
+    count = sum('photographs' in report.keywords for report in failed)
+    folder = ROOT.parent / 'shared' / 'data'
+    if count and not folder.exists():
+        line = f'photographs are missing in {folder}; tests that need them: {count}'
+        terminalreporter.write_line(line, red=True)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

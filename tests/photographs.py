@@ -1,7 +1,8 @@
-"""Real photographs for tests, odd ones made from them, and what Pillow alone makes of each."""
+"""Photographs for tests, odd ones made from them, and what Pillow alone makes of each."""
 
 import functools
 import io
+import itertools
 import struct
 import tarfile
 import zlib
@@ -9,24 +10,88 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import tensorflow_datasets as tfds
+from PIL import ExifTags, Image, ImageOps
+from sklearn import datasets
+
+SYNSETS = tfds.core.tfds_path('datasets/imagenet2012/labels.txt').read_text().split()
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 
+_ROTATED = Image.Exif()
+_ROTATED[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees
 
-def shared_file(name):
-    """Return a file of the data shared beside the checkout, or skip the test."""
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f'needs {name} in ../shared/data, which is not in the repository')
-    return path
+# Width and height: some smaller than the records, one a strip, odd ones without an exact centre.
+_SIZES = (
+    (375, 500),
+    (640, 480),
+    (256, 384),
+    (128, 160),
+    (845, 563),
+    (301, 301),
+    (97, 135),
+    (900, 200),
+)
+_ENCODINGS = (
+    {'quality': 95, 'subsampling': '4:4:4'},
+    {'quality': 60, 'subsampling': '4:2:0'},
+    {'progressive': True},
+    {'mode': 'L'},
+    {'subsampling': '4:2:2', 'optimize': True},
+    {'restart_marker_blocks': 5, 'comment': b'with restart markers'},
+    {'exif': _ROTATED.tobytes()},
+)
 
 
 @functools.cache
+def _originals():
+    """Return the two photographs that scikit-learn ships: JPEG files with ICC profiles."""
+    return [Path(name).read_bytes() for name in datasets.load_sample_images().filenames]
+
+
+@functools.cache
+def piece(number, size, mode='RGB', **options):
+    """Return a piece of an original, another one for each number, as a JPEG file.
+
+    `size` is (width, height); `options` are those of Pillow for JPEG.
+    """
+    rng = np.random.default_rng(number)
+    image = Image.open(io.BytesIO(_originals()[number % 2])).convert(mode)
+    image = ImageOps.fit(image, size, bleed=rng.uniform(0, 0.25), centering=rng.random(2))
+    if rng.integers(2):
+        image = ImageOps.mirror(image)
+    buffer = io.BytesIO()
+    image.save(buffer, 'JPEG', **options)
+    return buffer.getvalue()
+
+
 def sample(count):
-    """Return `count` photographs of ImageNet, one a synset, as (synset, bytes), sorted."""
+    """Return `count` photographs, one a synset of ILSVRC-2012, as (synset, bytes), sorted.
+
+    The first two are scikit-learn's files as they are; the others are pieces of them, in sizes and
+    encodings that recur together after 56.
+    """
+    sizes, encodings = itertools.cycle(_SIZES), itertools.cycle(_ENCODINGS)
+    forms = itertools.islice(zip(sizes, encodings, strict=True), max(count - 2, 0))
+    pieces = [piece(number, size, **options) for number, (size, options) in enumerate(forms)]
+    return list(zip(SYNSETS[::4], [*_originals(), *pieces][:count], strict=False))
+
+
+def shared_file(name):
+    """Return a file of the data beside the checkout; without it the test fails in one line."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.fail(f'needs {path}, which is not in the repository', pytrace=False)
+    return path
+
+
+def imagenet_sample():
+    """Return 250 photographs of ImageNet, one a synset, as (synset, bytes), sorted.
+
+    For tests that are marked `photographs`.
+    """
     with tarfile.open(shared_file('imagenet_sample.tar')) as tar:
-        members = sorted((m for m in tar if m.isfile()), key=lambda m: m.name)[:count]
+        members = sorted((m for m in tar if m.isfile()), key=lambda m: m.name)
         return [(Path(m.name).name[:9], tar.extractfile(m).read()) for m in members]
 
 

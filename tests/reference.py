@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from alexnet_jax.input.augment import Augment
-from alexnet_jax.network.model import AlexNet, abstract_variables
+from alexnet_jax.input.augment import Augment, AugmentConfig
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.network.parameters import abstract_variables
+from alexnet_jax.network.specification import ModelConfig
+from alexnet_jax.parallel.mesh import ParallelConfig
+from alexnet_jax.runtime.config import make
 from configs import alexnet
 
 # For what runs a few times only: compiles in a quarter of the time, runs ten times slower.
@@ -17,30 +21,34 @@ QUICK_COMPILE = {'xla_backend_optimization_level': 0}
 SMALL_IMAGE = (96, 128, 3)  # not square: a transposed axis cannot hide; 2 x 3 maps reach fc6
 
 
-def small_model_config(
-    *, towers: int = 2, conv6: int = 0, dtype: str = 'float64', forms: str = 'auto'
-) -> dict:
-    """Return the `model` section of the paper's network with few units, all else unchanged."""
-    model = alexnet.get_config().model
-    model.update(num_classes=7, towers=towers, dtype=dtype, forms=forms)
+def model_config(configuration: Any = alexnet, **fields: Any) -> ModelConfig:
+    """Return the `model` section of a configuration file with other values of dotted `fields`."""
+    section = configuration.get_config().model
+    section.update_from_flattened_dict(fields)
+    return make(ModelConfig, section.to_dict())
+
+
+def small_model_config(*, conv6: int = 0, **fields: Any) -> ModelConfig:
+    """Return that of the paper's network with few units, in float64, all else unchanged."""
     widths = {'conv1': 16, 'conv2': 12, 'conv3': 20, 'conv4': 16, 'conv5': 12, 'conv6': conv6}
-    for name, features in {**widths, 'fc6': 24, 'fc7': 20}.items():
-        model[name].features = features
-    return model.to_dict()
+    widths |= {'fc6': 24, 'fc7': 20}
+    small = {f'{name}.features': features for name, features in widths.items()}
+    return model_config(**{'num_classes': 7, 'dtype': 'float64', **small, **fields})
 
 
-def parallel(**fields: int) -> dict:
+def parallel(**fields: int) -> ParallelConfig:
     """Return the `parallel` section of the paper's configuration with other values of `fields`."""
     section = alexnet.get_config().parallel
     section.update(fields)
-    return section.to_dict()
+    return make(ParallelConfig, section.to_dict())
 
 
 def augment(**fields: Any) -> Augment:
     """Return the paper's augmentation with other values of `fields`; an epoch is ten steps."""
     section = alexnet.get_config().augment
     section.update(fields)
-    return Augment(**section, first_step=lambda epoch: round(10 * epoch))
+    config = make(AugmentConfig, section.to_dict())
+    return Augment(config, colour_steps=round(10 * config.colour_epochs))
 
 
 def draw_parameters(model: AlexNet, image_shape: tuple[int, ...], seed: int) -> dict:

@@ -13,6 +13,7 @@ from alexnet_jax.benchmarks import end_to_end, prepare, startup, timing
 from alexnet_jax.input import pipeline
 from configs import tiny
 from tests import photographs
+from tests.typed_config import typed
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,11 +32,17 @@ def command(data_dir, *arguments: str, **environment: str) -> subprocess.Complet
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        ([], 'say what to do, one of step, layers, '),
+        ([], 'the following arguments are required: WHAT'),
         (['prepare'], "--source='': name a folder or a tar"),
         (['prepare', '--source=configs'], 'configs holds no JPEG or PNG files'),
-        (['flying'], "'flying' is none"),
-        (['input', 'output'], "'output' is not a flag"),
+        (['flying'], "argument WHAT: invalid choice: 'flying' (choose from "),
+        (['input', 'output'], 'output is an argument too many'),
+        (['layers', '--against=torch'], '--against is an option of step, not of layers'),
+        (['step', '--synthetic=20'], '--synthetic is an option of input, not of step'),
+        (['prediction', '--sweep'], '--sweep is an option of step, not of prediction'),
+        (['step', '--against=caffe'], "argument --against: invalid choice: 'caffe'"),
+        (['input', '--synthetic=-1'], '--synthetic=-1 must be at least 1'),
+        (['step', '--config.data.image_shape=()'], 'config.data.image_shape must be set here'),
         (['input'], "data set 'imagenet2012' is not in "),  # the paper's configuration
         (['input', '--config.seedd=1'], 'did you mean config.seed?'),
     ],
@@ -89,8 +96,10 @@ def test_json_is_the_last_line(tmp_path):
     assert 0 < result['images_per_second_min'] <= result['images_per_second']
 
 
-def test_preparing_is_compared_with_decoding(monkeypatch):
-    source = photographs.shared_file('imagenet_sample.tar')
+def test_preparing_is_compared_with_decoding(tmp_path, monkeypatch):
+    source = tmp_path / 'photographs.tar'
+    files = [(f'{synset}.JPEG', data) for synset, data in photographs.sample(16)]
+    source.write_bytes(photographs.tar_bytes(files))
     monkeypatch.setattr(prepare, '_DISTINCT', 12)  # fewer than are asked for
     result = prepare.measure(str(source), count=32, rounds=1)
     assert all(value > 0 for value in result.values())
@@ -136,8 +145,9 @@ def test_synthetic_images(tmp_path):
 
 @pytest.mark.slow
 def test_training_is_measured(tmp_path, monkeypatch):
-    config = tiny.get_config()
-    config.data.dir = str(tmp_path)
+    values = tiny.get_config()
+    values.data.dir = str(tmp_path)
+    config = typed(values)
     monkeypatch.setattr(startup, '_import_s', lambda: 1.5)
     result = startup.measure(config)
     parts = ('imports_s', 'build_s', 'init_s', 'first_batch_s', 'first_step_s')

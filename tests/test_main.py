@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl import flags
 
 from alexnet_jax import main
 
@@ -25,18 +24,13 @@ def command(monkeypatch, capsys, tmp_path):
     handlers = list(logging.getLogger('alexnet_jax').handlers)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        flags.FLAGS.unparse_flags()
-        for name in [name for name in flags.FLAGS if name.startswith('config.')]:
-            delattr(flags.FLAGS, name)  # the overrides of the call before
-        monkeypatch.setattr(sys, 'argv', ['main', *arguments])
         with pytest.raises(SystemExit) as end:
-            main.main()
+            main.main(arguments)
         printed = capsys.readouterr()
         return int(end.value.code or 0), printed.out, printed.err
 
     yield run
     logging.getLogger('alexnet_jax').handlers = handlers
-    flags.FLAGS.unparse_flags()
 
 
 @pytest.mark.parametrize(
@@ -56,19 +50,25 @@ def command(monkeypatch, capsys, tmp_path):
         ([TINY, '--config.parallel.backend=xmap'], r'backend = .xmap. must be one of shard_map, p'),
         ([TINY, '--config.parallel.data=7'], r'needs 14 devices and there are 8'),
         ([TINY, '--config.model.num_classes=7'], r'set --config\.model\.num_classes=10'),
-        ([TINY, '-config.seedd=1'], r'did you mean config\.seed\?'),
+        ([TINY, '--config.seedd', '1'], r'did you mean config\.seed\?'),
+        ([TINY, '-config.seed=1'], r'-config\.seed is no option'),
         ([TINY, '--config.augment.crop_px=2'], r'crop_px = 2 leaves nothing for '),
         (
             [TINY, '--config.data.image_shape=()', '--config.augment.crop_px=9'],
             r'crop_px = 9 is lar',
         ),
         ([TINY, '--workdir=/proc/no/such'], r'cannot write to /proc/no/such'),
-        ([TINY, '--workdir=gs://bucket/run'], r'is not a local directory'),
-        ([TINY, '--config.seed'], r'[Mm]issing value for flag'),
-        (['--config.seed=1', TINY], r'before a value for --config was specified'),
-        ([TINY, '--mode=fly'], r'--mode=fly: value should be one of <train\|evaluate\|check>'),
-        ([TINY, '--wrkdir=x'], r"Unknown command line flag 'wrkdir'"),
-        ([TINY, 'extra'], r"'extra' is not a flag"),
+        ([TINY, '--workdir=gs://bucket/run'], r'--workdir: gs://bucket/run is no path of this file '),
+        ([TINY, '--config.seed'], r'--config\.seed has no value'),
+        ([TINY, '--config.data.name', '--config.seed=1'], r'--config\.data\.name has no value'),
+        (['--config.seed=-1', TINY], r'config\.seed = -1 must be an integer of 0 to'),
+        ([TINY, '--config.seed', '-1'], r'config\.seed = -1 must be an integer of 0 to'),
+        ([TINY, '--config'], r'argument --config: expected one argument'),
+        ([TINY, '--mode=fly'], r"--mode: invalid choice: 'fly' .*train'?, '?evaluate'?, '?check"),
+        ([TINY, '--wrkdir=x'], r'--wrkdir is no option; did you mean --workdir\?'),
+        ([TINY, '--work=x'], r'--work is no option'),
+        ([TINY, 'extra'], r'extra is an argument too many'),
+        ([TINY, '--check_steps=many'], r"--check_steps: invalid int value: 'many'"),
         ([TINY, '--config.data.name=nothing'], r"data set 'nothing' is not in "),
     ],
 )
@@ -143,8 +143,9 @@ def test_train_evaluate_and_train_again(command, tmp_path):
     environment = json.loads((workdir / 'environment.json').read_text())
     assert environment['devices'] == ['cpu', 'cpu']
     assert environment['packages']['jax']
+    assert json.loads((workdir / 'data' / 'data.json').read_text())['class_names'][9] == '9'
 
-    another = '--config.optim.lars_trust=0.001'  # no matter of an evaluation
+    another = '--config.optim.lars_trust_coefficient=0.001'  # no matter of an evaluation
     code, out, err = command(TINY, f'--workdir={workdir}', '--mode=evaluate', another)
     assert code == 0, err
     match = re.fullmatch(
@@ -172,10 +173,16 @@ def test_train_evaluate_and_train_again(command, tmp_path):
     assert resumed['step'] == 12
     assert resumed['mesh'] == '1x1x1'
     assert resumed['devices'] == '1 of 8'
-    assert resumed['devices'] == '1 of 8'
     assert resumed['parallel.model'] == '2 -> 1'
     assert resumed['training.total_steps'] == '12 -> 13'
     assert [row['step'] for row in rows if row['kind'] == 'train'] == list(range(1, 14))
+    starts = {path.name: path for path in (workdir / 'starts').iterdir()}
+    assert starts.keys() == {'1', '2'}, 'where there was nothing to train no run was started'
+    for start, steps in (('1', 12), ('2', 13)):
+        saved = json.loads((starts[start] / 'config.json').read_text())
+        assert saved['training']['total_steps'] == steps
+    environment = json.loads((starts['2'] / 'environment.json').read_text())
+    assert environment['devices'] == ['cpu']
 
     before = sorted((workdir / 'checkpoints').rglob('*'))
     for override in ('seed=1', 'training.batch_size=32', 'model.dropout=0.1', 'augment.crop_px=6'):

@@ -56,7 +56,7 @@ def test_the_flag_comes_before_the_environment(tmp_path, monkeypatch):
     [
         ([], 'DATA_SET'),
         (['digit'], "'digit'"),
-        (['digits', '--dir=x'], '--dir=x'),
+        (['digits', '--dir=x'], '--dir is no option; did you mean --data_dir?'),
         (['digits', '--data_dir'], '--data_dir'),
     ],
 )
@@ -85,7 +85,7 @@ def test_an_object_store_is_refused(capsys):
     assert prepare.main(['digits', '--data_dir=gs://bucket/x']) == 2
     output, errors = capsys.readouterr()
     assert output == ''
-    assert errors.startswith('error: gs://bucket/x: array_record reads and writes files only')
+    assert errors.startswith('error: --data_dir: gs://bucket/x is no path of this file system; object')
     assert errors.count('\n') == 1
 
 

@@ -5,6 +5,7 @@ ring of n sends (n - 1) / n of the array it gathers or scatters, and twice that 
 fewer bytes are not possible (Patarasuk and Yuan, 2009). XLA may combine sums, never add to them.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -12,13 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from alexnet_jax.config import CONVOLUTIONS
+from alexnet_jax.benchmarks.problem import require_sizes
+from alexnet_jax.network.specification import CONVOLUTIONS
 from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.parallel.collectives import AXES, FLAT_AXIS, MODEL_AXES
-from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.config import Config
 from alexnet_jax.training.experiment import build
 
 _TIMES_SENT = {'all_gather': 1, 'reduce_scatter': 1, 'psum': 2}
@@ -44,7 +45,7 @@ class Sent(NamedTuple):
 Table = dict[Key, Sent]
 
 
-def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def measure(config: Config) -> dict[str, Any]:
     """Return the collectives of one training step, and totals for each axis.
 
     `parallel.data` may be any number; -1 takes the devices that there are. `rows` has one entry
@@ -77,19 +78,15 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return result
 
 
-def of_step(config: ml_collections.ConfigDict, data: int, model: int) -> Table:
+def of_step(config: Config, data: int, model: int) -> Table:
     """Return the collectives in the training step as it is written, for `data` x `model` devices.
 
     They are read from the step of `jax.shard_map`; that of `jax.pmap` has the same.
     UserError as in `experiment.build`, and when the sizes of the data are not in the configuration.
     """
-    if not (config.data.image_shape and config.data.train_examples):
-        raise UserError(
-            'config.data.image_shape and config.data.train_examples must be set here: no data is '
-            'opened, as in --config.data.image_shape="(256, 256, 3)"'
-        )
-    config = config.copy_and_resolve_references()
-    config.parallel.backend = 'shard_map'
+    require_sizes(config)
+    parallel = dataclasses.replace(config.parallel, backend='shard_map')
+    config = dataclasses.replace(config, parallel=parallel)
     mesh = mesh_lib.abstract_mesh(data, model, config.model.towers)
     experiment = build(config, with_data=False, mesh=mesh)
     traced = experiment.train_step.trace(*experiment.abstract_arguments())
@@ -111,7 +108,7 @@ def in_jaxpr(jaxpr: Any, sizes: dict[str, int]) -> Table:
     return table
 
 
-def least(config: ml_collections.ConfigDict, data: int, model: int) -> Table:
+def least(config: Config, data: int, model: int) -> Table:
     """Return what the scheme needs, from the layer table of the configuration alone.
 
     Each image goes to one device and is gathered over `tower`. The towers meet where a layer sees
@@ -167,7 +164,7 @@ def least(config: ml_collections.ConfigDict, data: int, model: int) -> Table:
         if name == 'fc8':
             need(MODEL_AXES, name, 'gradients', 'psum', 1, biases)
         need(('data',), name, 'gradients', 'psum', 2, weights + biases)
-        if config.optim.lars_trust:  # of the weights and of their gradients
+        if config.optim.lars_trust_coefficient:  # of the weights and of their gradients
             axes = ('tower',) if convolution else MODEL_AXES
             need(axes, name, 'norms', 'psum', 2, 2 * wide)
     need(('data',), 'metrics', '-', 'psum', 2, 2 * wide)  # loss and error
@@ -185,29 +182,30 @@ class _Layer(NamedTuple):
     of_maps: bool  # its inputs are maps, not units of a fully connected layer
 
 
-def _layer_table(config: ml_collections.ConfigDict) -> Iterator[_Layer]:
+def _layer_table(config: Config) -> Iterator[_Layer]:
     """Yield the layers of the configuration's network; sides as in Paper 3.5."""
     model, side, maps = config.model, config.augment.crop_px, config.data.image_shape[-1]
     for name in CONVOLUTIONS:
-        fields = model[name]
-        if not fields.features:
+        layer = getattr(model, name)
+        if not layer.features:
             continue
-        both = fields.get('sees_both_towers', False)  # conv1 has no such field: it sees the image
+        both = layer.sees_both_towers
         seen = maps if both or name == 'conv1' else maps // model.towers
-        inputs, weights = side**2 * maps, fields.kernel**2 * seen * fields.features
-        side = (side + sum(fields.padding) - fields.kernel) // fields.stride + 1
-        places = side**2 if fields.local else 1
-        maps, normed = fields.features, 0
-        for then in fields.order:
-            if then == 'lrn' and fields.lrn and model.lrn.across_towers and model.towers > 1:
+        inputs, weights = side**2 * maps, layer.kernel**2 * seen * layer.features
+        side = (side + sum(layer.padding) - layer.kernel) // layer.stride + 1
+        places = side**2 if layer.local else 1
+        maps, normed = layer.features, 0
+        for operation in layer.after:
+            if operation == 'lrn' and model.lrn.across_towers and model.towers > 1:
                 normed = side**2 * maps
-            if then == 'pool' and fields.pool_window:
-                beyond = fields.pool_stride - 1 if fields.pool_partial else 0
-                side = (side - fields.pool_window + beyond) // fields.pool_stride + 1
+            if operation == 'pool':
+                beyond = layer.pool_stride - 1 if layer.pool_partial else 0
+                side = (side - layer.pool_window + beyond) // layer.pool_stride + 1
         yield _Layer(name, inputs, both, weights * places, maps, maps * places, normed, True)
     units, of_maps = side**2 * maps, True
     for name in ('fc6', 'fc7'):
-        features, both = model[name].features, model[name].sees_both_towers
+        layer = getattr(model, name)
+        features, both = layer.features, layer.sees_both_towers
         if features:
             weights = (units if both else units // model.towers) * features
             yield _Layer(name, units, both, weights, features, features, 0, of_maps)

@@ -6,16 +6,16 @@ import time
 from typing import Any
 
 import jax
-import ml_collections
 
 from alexnet_jax.benchmarks import timing
 from alexnet_jax.training import experiment as experiment_lib
+from alexnet_jax.training.config import Config
 
 _IN_FLIGHT = 2  # steps ahead of the one that is waited for, as in training
 _ROUND_S = 2.0  # aimed at
 
 
-def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def measure(config: Config) -> dict[str, Any]:
     """Return the speed of both, their paired ratio (1: the input costs nothing), the data wait.
 
     Each timing begins after as many steps as were read ahead, so that batches made while the other

@@ -1,23 +1,26 @@
 """The host's part alone: records of a data set read, decoded and made into batches."""
 
 import contextlib
+import dataclasses
 import tempfile
 import time
 from typing import Any
 
-import ml_collections
 import numpy as np
 from PIL import Image
 
 from alexnet_jax.benchmarks import timing
+from alexnet_jax.benchmarks.problem import require_sizes
 from alexnet_jax.input import pipeline, sources
 from alexnet_jax.preparation import images, records
+from alexnet_jax.training import dataset as dataset_lib
+from alexnet_jax.training.config import Config
 
 _ROUNDS = 7
 _BATCHES = 40  # a round
 
 
-def measure(config: ml_collections.ConfigDict, *, synthetic: int = 0) -> dict[str, Any]:
+def measure(config: Config, *, synthetic: int = 0) -> dict[str, Any]:
     """Return images a second, and a second of processor time, of the training batches.
 
     With `synthetic` of so many images, stored as pixels and as JPEG in a temporary directory, in
@@ -25,8 +28,9 @@ def measure(config: ml_collections.ConfigDict, *, synthetic: int = 0) -> dict[st
     there is room for them.
     """
     if not synthetic:
-        dataset, _ = pipeline.load(**config.data)  # computes the statistics if there are none
+        dataset, _ = dataset_lib.load(config.data)  # computes the statistics if there are none
         return {'data_set': dataset.full_name, **_measure(dataset, config, '')}
+    require_sizes(config, ['data.image_shape'])
     results = {'synthetic_images': synthetic}
     shape = config.data.image_shape
     kinds = {'raw': None} | ({'jpeg': images.encode_jpeg} if shape[-1] == 3 else {})
@@ -44,16 +48,20 @@ def measure(config: ml_collections.ConfigDict, *, synthetic: int = 0) -> dict[st
                 read_example=lambda item: (_image(item, shape), item % 10),
                 encode_jpeg=encode_jpeg,
             )
-            section = dict(name=kind, dir=directory, eval_split='train', train_split='train')
-            section |= dict(train_examples=0, eval_examples=0)
-            dataset = sources.open_dataset(**{**config.data.to_dict(), **section})
-            results |= _measure(dataset, config, f'{kind}_')
+            data = dataclasses.replace(
+                config.data,
+                name=kind,
+                dir=directory,
+                train_split='train',
+                eval_split='train',
+                train_examples=0,
+                eval_examples=0,
+            )
+            results |= _measure(sources.open_dataset(data), config, f'{kind}_')
     return results
 
 
-def _measure(
-    dataset: sources.Dataset, config: ml_collections.ConfigDict, prefix: str
-) -> dict[str, Any]:
+def _measure(dataset: sources.Dataset, config: Config, prefix: str) -> dict[str, Any]:
     batch_size = config.training.batch_size
     for batch in pipeline.eval_batches(dataset.train, batch_size=batch_size):
         del batch  # now in the page cache

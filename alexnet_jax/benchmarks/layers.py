@@ -6,26 +6,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from flax import linen as nn
 
 from alexnet_jax.benchmarks import timing
-from alexnet_jax.benchmarks.problem import Ours, paper_norm, require_paper_layers
+from alexnet_jax.benchmarks.problem import Ours
 from alexnet_jax.benchmarks.step import MatrixProduct
-from alexnet_jax.config import CONVOLUTIONS
-from alexnet_jax.network.layers import TowerConvolution, dropout, local_response_norm
-from alexnet_jax.network.model import count_macs
-from alexnet_jax.network.pooling import max_pool
+from alexnet_jax.network.layers import HiddenLayer, OutputLayer, TowerConvolution
+from alexnet_jax.network.locally_connected import LocallyConnected
+from alexnet_jax.network.parameters import count_macs
+from alexnet_jax.network.specification import CONVOLUTIONS, FirstConvolution, ModelConfig
+from alexnet_jax.network.variants import AFTER, Towers, output_name
+from alexnet_jax.parallel.collectives import Collectives
+from alexnet_jax.training.config import Config
 
 _ROUNDS = 5
 
 
-def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Return for each layer its time, its share of all, and its part of the fastest product's rate.
+def measure(config: Config) -> dict[str, Any]:
+    """Return the time of each layer, its share of all, and its share of the best product's rate.
 
-    Forward and backward together, one after the other and each compiled by itself on activations
-    of the network, so that the sum is not quite the step's time: a step overlaps and fuses some.
+    Forward and backward together. Each layer is compiled by itself and runs on activations of the
+    network, so the sum is not quite the time of a step, which overlaps and fuses some of them.
     """
     product, ours = MatrixProduct(config), Ours(config, one_device=True)
     cases = _layers(ours)
@@ -64,94 +66,64 @@ def _finish(run: Callable[[], Any]) -> None:
 
 def _layers(ours: Ours) -> dict[str, Callable[[], Any]]:
     """Return the layers by name, in order, each a call that runs it forward and backward."""
-    experiment = ours.experiment
-    model, batch = experiment.model, ours.batch
+    experiment, batch = ours.experiment, ours.batch
+    model = experiment.model.config
     params = jax.tree.map(jnp.copy, ours.state.params)  # a step gives its buffers away
     rows = jnp.arange(len(batch.labels), dtype=jnp.int32)
     key = jax.random.key(0)
     augment, step = jax.jit(experiment.augment.training), jnp.int32(0)
-    require_paper_layers(experiment.config)
     cases: dict[str, Callable[[], Any]] = {
         'augment': lambda: augment(batch.images, ours.statistics, key, rows, step)
     }
     images = augment(batch.images, ours.statistics, key, rows, step)
-    _, seen = jax.jit(model.apply)({'params': params}, images, rows, key)
-    x: Any = (images.astype(model.dtype),)  # one array where the towers see the same
+    _, seen = jax.jit(experiment.model.apply)({'params': params}, images, rows, key)
+    x: Any = (images.astype(model.dtype),)  # one array, as the towers see the same
     for name in CONVOLUTIONS:
-        layer = dict(getattr(model, name))
-        if not layer['features']:
+        layer = getattr(model, name)
+        if layer.features == 0:
             continue
-        lrn, window, stride = (layer.pop(k) for k in ('lrn', 'pool_window', 'pool_stride'))
-        for variant in ('local', 'order', 'map_norm', 'pool_partial'):
-            layer.pop(variant)
-        if layer.pop('sees_both_towers', False):
-            x = (jnp.concatenate(x, axis=-1),)
-        kernels = TowerConvolution(
-            **layer,
-            initializer=model.initializer,
-            towers=model.towers,
-            towers_here=model.towers,
-            dtype=jnp.dtype(model.dtype),
-            param_dtype=jnp.dtype(experiment.float_dtype),
-            precision=model.precision,
-            fast=model.fast,
-        )
         of_input = name != 'conv1'  # nobody needs the gradient of the images
-
-        def convolution(params, x, kernels=kernels):
-            inputs = x * (model.towers // len(x))
-            return jax.tree.map(nn.relu, kernels.apply({'params': params}, inputs))
-
+        convolution = functools.partial(_convolution, layer, model)
         cases[name] = _both_ways(convolution, (params[name], x), of_input)
-        x = _towers(model, seen[name])
-        if lrn:
-            norm = functools.partial(local_response_norm, **paper_norm(model.lrn), fast=model.fast)
-            norm_name = name.replace('conv', 'lrn')
-            cases[norm_name] = _both_ways(_each(norm), (x,))
-            x = _towers(model, seen[norm_name])
-        if window:
-            pool = functools.partial(
-                max_pool, window=window, stride=stride, partial=False, fast=model.fast
+        x = _towers(seen[name], model.towers)
+        for operation in layer.after:
+            output = output_name(name, layer.after, operation)
+            if output != name:
+                cases[output] = _both_ways(functools.partial(_after, operation, layer, model), (x,))
+                x = _towers(seen[output], model.towers)
+    for name in ('fc6', 'fc7'):
+        layer = getattr(model, name)
+        if layer.features:
+            hidden = functools.partial(
+                _apply, HiddenLayer(layer, model), rows=rows, dropout_key=key
             )
-            pool_name = name.replace('conv', 'pool')
-            cases[pool_name] = _both_ways(_each(pool), (x,))
-            x = _towers(model, seen[pool_name])
-    x = jnp.concatenate(x, axis=-1).reshape(len(rows), -1)
-    for name in ('fc6', 'fc7', 'fc8'):
-        dense = functools.partial(_dense, ours, name == 'fc8', key, rows)
-        cases[name] = _both_ways(dense, (params[name], x))
-        x = seen[name]
-    return {**cases, 'update': _update(ours)}
+            cases[name] = _both_ways(hidden, (params[name], x))
+            x = seen[name]
+
+    def losses(params: Any, x: Any) -> jax.Array:
+        logits = _apply(OutputLayer(model.fc8, model), params, x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+
+    return {**cases, 'fc8': _both_ways(losses, (params['fc8'], x)), 'update': _update(ours)}
 
 
-def _dense(
-    ours: Ours, last: bool, key: jax.Array, rows: jax.Array, params: Any, x: jax.Array
-) -> jax.Array:
-    """A fully connected layer with what follows it: ReLU and dropout, or the losses."""
-    model, float_dtype = ours.experiment.model, ours.experiment.float_dtype
-    y = jnp.matmul(x, params['kernel'].astype(x.dtype), precision=model.precision)
-    y = y + params['bias'].astype(x.dtype)[None]
-    if last:
-        return optax.softmax_cross_entropy_with_integer_labels(
-            y.astype(float_dtype), ours.batch.labels
-        )
-    return dropout(
-        nn.relu(y),
-        rate=model.dropout,
-        inverted=False,
-        key=key,
-        rows=rows,
-        units=y.shape[-1],
-        first=jnp.int32(0),
-    )
+def _convolution(layer: FirstConvolution, model: ModelConfig, params: Any, x: Towers) -> Towers:
+    """Run a convolution, with the activation function where that is what follows it."""
+    kind = LocallyConnected if layer.local else TowerConvolution
+    y = _apply(kind(layer, model), params, x * (model.towers // len(x)))
+    return _after('activation', layer, model, y) if layer.after[0] == 'activation' else y
 
 
-def _towers(model: Any, x: jax.Array) -> tuple[jax.Array, ...]:
-    return tuple(jnp.split(x, model.towers, axis=-1))
+def _after(operation: str, layer: FirstConvolution, model: ModelConfig, x: Towers) -> Towers:
+    return AFTER[operation](x, layer, model, Collectives())
 
 
-def _each(function: Callable[[jax.Array], jax.Array]) -> Callable[[Any], Any]:
-    return lambda towers: tuple(map(function, towers))
+def _apply(module: nn.Module, params: Any, *inputs: Any, **named: Any) -> Any:
+    return module.apply({'params': params}, *inputs, **named)
+
+
+def _towers(x: jax.Array, towers: int) -> tuple[jax.Array, ...]:
+    return tuple(jnp.split(x, towers, axis=-1))
 
 
 def _both_ways(

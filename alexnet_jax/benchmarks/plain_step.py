@@ -5,63 +5,72 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from flax import linen as nn
 from jax import lax
 
-from alexnet_jax.config import CONVOLUTIONS
+from alexnet_jax.network.specification import CONVOLUTIONS, ModelConfig, Norm
+from alexnet_jax.training.config import Config
 
 
 class PlainAlexNet(nn.Module):
     """AlexNet on one device, both towers in one array; its parameters are named as AlexNet's."""
 
-    config: Any  # the `model` section
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, training: bool) -> jax.Array:
         """Return the logits of images [batch, H, W, C]."""
-        towers, dtype = self.config['towers'], self.config['dtype']
+        config = self.config
+        numerics: Any = {'dtype': config.dtype, 'precision': config.precision}
         for name in CONVOLUTIONS:
-            layer = self.config[name]
-            if not layer['features']:
+            layer = getattr(config, name)
+            if layer.features == 0:
                 continue
-            groups = 1 if layer.get('sees_both_towers', True) else towers
             x = nn.Conv(
-                layer['features'],
-                (layer['kernel'],) * 2,
-                (layer['stride'],) * 2,
-                (tuple(layer['padding']),) * 2,
-                feature_group_count=groups,
-                dtype=dtype,
+                layer.features,
+                (layer.kernel,) * 2,
+                (layer.stride,) * 2,
+                (layer.padding,) * 2,
+                feature_group_count=1 if sees_all(name, config) else config.towers,
                 name=name,
+                **numerics,
             )(x)
-            x = nn.relu(x)
-            if layer['lrn']:
-                x = _norm(x, towers, **self.config['lrn'])
-            if window := layer['pool_window']:
-                x = nn.max_pool(x, (window, window), (layer['pool_stride'],) * 2)
+            for operation in layer.after:
+                if operation == 'activation':
+                    x = nn.relu(x)
+                elif operation == 'lrn':
+                    x = _norm(x, config.towers, config.lrn)
+                elif operation == 'pool':
+                    x = nn.max_pool(x, (layer.pool_window,) * 2, (layer.pool_stride,) * 2)
         x = x.reshape(x.shape[0], -1)
         for name in ('fc6', 'fc7'):
-            x = nn.relu(nn.Dense(self.config[name]['features'], dtype=dtype, name=name)(x))
-            x = nn.Dropout(self.config['dropout'], deterministic=not training)(x)
-        return nn.Dense(self.config['num_classes'], dtype=dtype, name='fc8')(x)
+            features = getattr(config, name).features
+            x = nn.relu(nn.Dense(features, name=name, **numerics)(x))
+            x = nn.Dropout(config.dropout, deterministic=not training)(x)
+        return nn.Dense(config.num_classes, name='fc8', **numerics)(x)
 
 
-def _norm(x: jax.Array, towers: int, k: float, n: int, alpha: float, beta: float) -> jax.Array:
+def sees_all(name: str, config: ModelConfig) -> bool:
+    """Say whether a convolution sees all of its input: conv1 the image, others both towers."""
+    return name == 'conv1' or getattr(config, name).sees_both_towers
+
+
+def _norm(x: jax.Array, towers: int, lrn: Norm) -> jax.Array:
     own = x.reshape(*x.shape[:-1], towers, -1)
+    window, strides = (1,) * x.ndim + (lrn.n,), (1,) * own.ndim
     squares = jnp.square(own.astype(jnp.float32))
-    sums = lax.reduce_window(squares, 0.0, lax.add, (1,) * x.ndim + (n,), (1,) * own.ndim, 'SAME')
-    return (own * (k + alpha * sums) ** -beta).astype(x.dtype).reshape(x.shape)
+    sums = lax.reduce_window(squares, 0.0, lax.add, window, strides, 'SAME')
+    return (own * (lrn.k + lrn.alpha * sums) ** -lrn.beta).astype(x.dtype).reshape(x.shape)
 
 
-def make_step(config: ml_collections.ConfigDict) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def make_step(config: Config) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return (params -> optimizer state, jitted step).
 
     The step maps (params, optimizer state, images float, labels, key) to the same two and the loss.
     The learning rate is constant.
     """
-    network = PlainAlexNet(config.model.to_dict())
+    network = PlainAlexNet(config.model)
     optimizer = optax.chain(
         optax.add_decayed_weights(config.optim.weight_decay),
         optax.sgd(config.optim.learning_rate, config.optim.momentum),

@@ -14,12 +14,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import ml_collections
-
 from alexnet_jax.benchmarks import communication
-from alexnet_jax.network.model import AlexNet, count_macs, training_flops
+from alexnet_jax.benchmarks.problem import require_sizes
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.network.parameters import count_macs, training_flops
 from alexnet_jax.parallel.collectives import Collectives
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.config import Config
 
 _PASSES = {'all_gather': 1, 'reduce_scatter': 1, 'psum': 2}  # over the group's ring
 _LIMIT = 2**16  # devices
@@ -70,18 +71,15 @@ class _Transfer(NamedTuple):
     size: int  # bytes of the array, gathered or not yet scattered
 
 
-def predict(config: ml_collections.ConfigDict, assumed: Assumptions) -> dict[str, Any]:
+def predict(config: Config, assumed: Assumptions) -> dict[str, Any]:
     """Return times, efficiency and cost of data parallelism, two towers and one weird trick.
 
     Flat: `two_towers/64/step_ms` is for 64 devices; all that was assumed stands first.
     `pays_up_to` is the largest power of two of devices that each do half of what one alone does.
     """
-    if not (config.data.image_shape and config.data.train_examples):
-        raise UserError(
-            'config.data.image_shape and config.data.train_examples must be set for a prediction'
-        )
+    require_sizes(config)
     crop, channels = config.augment.crop_px, config.data.image_shape[-1]
-    flops = training_flops(count_macs(AlexNet(**config.model.to_dict()), (crop, crop, channels)))
+    flops = training_flops(count_macs(AlexNet(config.model), (crop, crop, channels)))
     layouts = {'data_parallel': 1, 'two_towers': config.model.towers, 'one_weird_trick': 8}
     result: dict[str, Any] = {
         'kind': 'PREDICTED, not measured',
@@ -96,7 +94,7 @@ def predict(config: ml_collections.ConfigDict, assumed: Assumptions) -> dict[str
     return result
 
 
-def _transfers(config: ml_collections.ConfigDict, mesh: Collectives, batch: int) -> list[_Transfer]:
+def _transfers(config: Config, mesh: Collectives, batch: int) -> list[_Transfer]:
     """Return the collectives of one training step, the sums over the same axes as one.
 
     Raises UserError when the batch does not divide over the devices.
@@ -106,9 +104,8 @@ def _transfers(config: ml_collections.ConfigDict, mesh: Collectives, batch: int)
             f'{batch} images do not divide by {mesh.data * mesh.model} devices; set '
             '--config.training.batch_size or --assume=images_per_device'
         )
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.training.batch_size = batch
+    training = dataclasses.replace(config.training, batch_size=batch)
+    config = dataclasses.replace(config, training=training)
     found, sums = [], dict[str, int]()
     for key, sent in communication.least(config, mesh.data, mesh.model).items():
         if key.part == 'gradients' or key.layer == 'metrics':  # XLA combines these
@@ -123,7 +120,7 @@ def _transfers(config: ml_collections.ConfigDict, mesh: Collectives, batch: int)
 
 
 def _row(
-    config: ml_collections.ConfigDict,
+    config: Config,
     flops: int,
     assumed: Assumptions,
     devices: int,
@@ -178,9 +175,7 @@ def _seconds(transfer: _Transfer, mesh: Collectives, assumed: Assumptions) -> fl
     return _PASSES[transfer.kind] * (link + network + latency)
 
 
-def _pays_up_to(
-    config: ml_collections.ConfigDict, flops: int, assumed: Assumptions, model: int
-) -> int:
+def _pays_up_to(config: Config, flops: int, assumed: Assumptions, model: int) -> int:
     """Return the largest power of two of devices at an efficiency of one half, `_LIMIT` at most."""
     devices = 1
     while devices < _LIMIT:

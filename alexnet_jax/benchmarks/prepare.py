@@ -108,7 +108,7 @@ def _write(data_dir: str, source: str, items: list[photographs.Item], workers: i
 
 
 def _compute_statistics(data_dir: str) -> None:
-    dataset = sources.open_dataset(
+    data = sources.DataConfig(
         name='benchmark',
         dir=data_dir,
         train_split='train',
@@ -119,4 +119,4 @@ def _compute_statistics(data_dir: str) -> None:
         read_threads=1,
         prefetch_batches=1,
     )
-    stats.compute_statistics(dataset.train)
+    stats.compute_statistics(sources.open_dataset(data).train)

@@ -1,6 +1,7 @@
 """One made-up batch and three programs that train on it, timed by `step.py`."""
 
-import copy
+import dataclasses
+import fnmatch
 import importlib.util
 import json
 import math
@@ -8,24 +9,26 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from alexnet_jax.benchmarks import plain_step
-from alexnet_jax.config import CONVOLUTIONS, flatten
 from alexnet_jax.input.batch import Batch, Statistics
+from alexnet_jax.network.specification import CONVOLUTIONS
+from alexnet_jax.runtime import config as sections
+from alexnet_jax.runtime.config import MEANING, Rule
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training import experiment as experiment_lib
+from alexnet_jax.training.config import Config
 
 MEAN_PIXEL = 120.0
 
 
-def make_batch(config: ml_collections.ConfigDict) -> Batch:
+def make_batch(config: Config) -> Batch:
     """Return a host batch of noise, uint8, with labels; a function of the seed."""
     size = config.training.batch_size
     random = np.random.default_rng(config.seed)
@@ -34,59 +37,40 @@ def make_batch(config: ml_collections.ConfigDict) -> Batch:
     return Batch(images, labels, np.ones(size, bool))
 
 
-# What the programs that are compared with, and the layers timed one by one, know.
-_LAYERS = {
-    **{f'{c}.{field}': False for c in CONVOLUTIONS for field in ('local', 'map_norm')},
-    **{f'{c}.pool_partial': False for c in CONVOLUTIONS},
-    **{f'{c}.order': ('activation', 'lrn', 'pool') for c in CONVOLUTIONS},
-    **{'fc6.sees_both_towers': True, 'fc7.sees_both_towers': True},
-    **{'lrn.divide_alpha': False, 'lrn.across_towers': False, 'activation': 'relu'},
-    **{'dropout_inverted': False, 'dropout_inputs': False},
-}
-_UPDATE = {
-    **{'reference_batch': 0, 'warmup_epochs': 0.0, 'lars_trust': 0.0},
-    **{'rate_factors': (), 'decay_factors': (), 'events': ()},
+_SIZES = {  # what a configuration may leave to the data set, with an example
+    'data.image_shape': '"(256, 256, 3)"',
+    'data.train_examples': 1_281_167,
+    'model.num_classes': 1000,
 }
 
 
-def require_paper_layers(config: ml_collections.ConfigDict) -> None:
-    """Raise UserError for a network whose layers are other than the paper's in kind or order."""
-    _require('model', flatten(config.model), _LAYERS)
-
-
-def require_paper_step(config: ml_collections.ConfigDict) -> None:
-    """Raise UserError for other layers, pixels or rates of some parameters than the paper's."""
-    require_paper_layers(config)
-    _require('augment', flatten(config.augment), {'pixel_divisor': 1.0})
-    _require('optim', flatten(config.optim), _UPDATE)
-
-
-def _require(section: str, fields: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name, value in wanted.items():
-        if fields[name] != value:
+def require_sizes(config: Config, names: Collection[str] = tuple(_SIZES)) -> None:
+    """Raise UserError for a size that is left to the data set, where none is opened."""
+    values = sections.flatten(config.to_dict())
+    for name in names:
+        if not values[name]:
             raise UserError(
-                f'config.{section}.{name} = {fields[name]!r} is known to the training step alone; '
-                f'compare and time with {value!r}'
+                f'config.{name} must be set here, as no data set is opened; for example '
+                f'--config.{name}={_SIZES[name]}'
             )
 
 
-def paper_norm(lrn: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the constants of the paper's response normalisation."""
-    return {name: lrn[name] for name in ('k', 'n', 'alpha', 'beta')}
-
-
-def without_chance(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def without_chance(config: Config) -> Config:
     """Return the configuration without dropout and random augmentation: all draw differently."""
-    config = copy.deepcopy(config)
-    config.model.dropout = 0.0
-    config.augment.update(random_crop=False, mirror=False, colour_std=0.0, rotation_degrees=0.0)
-    return config
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, dropout=0.0),
+        augment=dataclasses.replace(
+            config.augment, random_crop=False, mirror=False, colour_std=0.0, rotation_degrees=0.0
+        ),
+    )
 
 
 class Ours:
     """The training step of a run, with its augmentation, on the mesh of the configuration."""
 
-    def __init__(self, config: ml_collections.ConfigDict, *, one_device: bool = False):
+    def __init__(self, config: Config, *, one_device: bool = False):
+        require_sizes(config)
         experiment = experiment_lib.build(config, with_data=False)
         if one_device and experiment.mesh.size > 1:
             raise UserError(
@@ -96,7 +80,7 @@ class Ours:
         self.experiment = experiment
         self.batch = jax.device_put(make_batch(config), experiment.batch_shardings)
         channels = experiment.image_shape[-1]
-        dtype = experiment.float_dtype
+        dtype = experiment.config.model.param_dtype
         self.statistics = Statistics(
             jnp.full(experiment.image_shape, MEAN_PIXEL, dtype),
             jnp.eye(channels, dtype=dtype),
@@ -116,21 +100,76 @@ class Ours:
         return [float(loss) for loss in losses]
 
 
-def centre_crops(config: ml_collections.ConfigDict) -> np.ndarray:
+def centre_crops(config: Config) -> np.ndarray:
     """Return what `Ours` sees of its batch without random augmentation, float32."""
     images, crop = make_batch(config).images, config.augment.crop_px
     top, left = ((length - crop) // 2 for length in images.shape[1:3])
     return images[:, top : top + crop, left : left + crop].astype(np.float32) - MEAN_PIXEL
 
 
+def _only(value: Any) -> Rule:
+    return Rule(lambda v: v == value, repr(value))
+
+
+_ANY = Rule(lambda v: True, 'anything')
+
+# What each field may be for `plain_step.py` and `torch_step.py`, which compute the same function.
+# A field that defines the function (of role MEANING) and is not named here must be `off`: so what
+# is added to the configuration later is refused until these programs can do it, too.
+_RIVALS_CAN = {
+    **dict.fromkeys(('model.num_classes', 'model.towers', 'model.dropout'), _ANY),
+    **{f'model.conv?.{name}': _ANY for name in ('features', 'kernel', 'stride', 'padding')},
+    **{f'model.conv?.{name}': _ANY for name in ('sees_both_towers', 'pool_window', 'pool_stride')},
+    'model.conv?.after': Rule(lambda v: 'map_norm' not in v, "a tuple without 'map_norm'"),
+    **dict.fromkeys(('model.conv?.local', 'model.conv?.pool_partial'), _only(False)),
+    'model.fc[67].features': Rule(lambda v: v > 0, 'above 0'),
+    'model.fc[67].sees_both_towers': _only(True),
+    **{f'model.lrn.{name}': _ANY for name in ('k', 'n', 'alpha', 'beta')},
+    **{f'model.map_norm.{name}': _ANY for name in ('k', 'n', 'alpha', 'beta')},  # see `after`
+    **dict.fromkeys(('model.lrn.divide_alpha', 'model.lrn.across_towers'), _only(False)),
+    'model.activation': _only('relu'),
+    **dict.fromkeys(('model.dropout_inverted', 'model.dropout_inputs'), _only(False)),
+    # The weights are given to them.
+    **dict.fromkeys(('model.initializer', 'model.*.init_std', 'model.*.init_bias'), _ANY),
+    # So are crops, of a mean image that is the same everywhere, without random augmentation.
+    **{f'augment.{name}': _ANY for name in ('crop_px', 'random_crop', 'mirror', 'mean')},
+    **{f'augment.{name}': _ANY for name in ('images_per_crop', 'rotation_degrees')},
+    **{f'augment.colour_{name}': _ANY for name in ('std', 'divisor', 'epochs')},
+    'augment.pixel_divisor': _only(1.0),
+    # At a constant rate it does not matter where the rate stands.
+    **{f'optim.{name}': _ANY for name in ('learning_rate', 'momentum', 'weight_decay')},
+    'optim.rate_inside_velocity': _ANY,
+    'optim.reference_batch': _only(0),
+    **dict.fromkeys(('optim.warmup_epochs', 'optim.lars_trust_coefficient'), _only(0.0)),
+    **dict.fromkeys(('optim.lr_multipliers', 'optim.weight_decay_multipliers'), _only(())),
+    'optim.events': _only(()),
+}
+_COMPARED = ('model.', 'augment.', 'optim.')  # the sections that say what a step computes
+
+
+def require_known_to_rivals(config: Config) -> None:
+    """Raise UserError for a field that the programs which are compared with ours would ignore."""
+    values = sections.flatten(config.to_dict())
+    for name, declared in sections.fields(type(config)).items():
+        matching = [p for p in _RIVALS_CAN if fnmatch.fnmatchcase(name, p)]
+        if matching:
+            rule = _RIVALS_CAN[matching[0]]
+        elif name.startswith(_COMPARED) and declared.metadata['role'] == MEANING:
+            rule = _only(declared.default)
+        else:
+            continue
+        if not rule.accepts(values[name]):
+            raise UserError(
+                f'config.{name} = {values[name]!r} must be {rule.words} for --against: '
+                'the other program computes nothing else'
+            )
+
+
 class Plain:
     """The step of `plain_step.py`, on ready crops."""
 
-    def __init__(self, config: ml_collections.ConfigDict, params: Any):
-        require_paper_step(config)
-        config = copy.deepcopy(config)
-        with config.unlocked():
-            config.model.lrn = paper_norm(config.model.lrn)
+    def __init__(self, config: Config, params: Any):
+        require_known_to_rivals(config)
         init, self.step = plain_step.make_step(config)
         self.params = jax.tree.map(jnp.asarray, params)
         self.opt_state = init(self.params)
@@ -152,22 +191,20 @@ class Plain:
 class Torch:
     """The step of `torch_step.py`, in a process of its own, on ready crops."""
 
-    def __init__(self, config: ml_collections.ConfigDict, params: Any, product_size: int):
+    def __init__(self, config: Config, params: Any, product_size: int):
         if importlib.util.find_spec('torch') is None:
             raise UserError('--against=torch needs PyTorch: pip install -e ".[compare]"')
         if config.model.dtype == 'float64':
             raise UserError('--against=torch compares float32 and bfloat16; set config.model.dtype')
-        require_paper_step(config)
-        self.dropout = config.model.dropout
-        towers = config.model.towers
+        require_known_to_rivals(config)
+        self.dropout, towers = config.model.dropout, config.model.towers
         convolutions = {
             name: {
-                **{k: layer[k] for k in ('stride', 'padding', 'lrn', 'pool_window', 'pool_stride')},
-                'groups': 1 if layer.get('sees_both_towers', True) else towers,
-                'towers': towers,
+                **dataclasses.asdict(layer),
+                'groups': 1 if plain_step.sees_all(name, config.model) else towers,
             }
             for name in CONVOLUTIONS
-            if (layer := config.model[name]).features
+            if (layer := getattr(config.model, name)).features
         }
         with tempfile.TemporaryDirectory() as directory:
             file = pathlib.Path(directory) / 'problem.npz'
@@ -186,7 +223,8 @@ class Torch:
                 'learning_rate': config.optim.learning_rate,
                 'momentum': config.optim.momentum,
                 'weight_decay': config.optim.weight_decay,
-                'lrn': paper_norm(config.model.lrn),
+                'lrn': dataclasses.asdict(config.model.lrn),
+                'towers': towers,
                 'convolutions': convolutions,
             }
             self.process = subprocess.Popen(
@@ -202,7 +240,7 @@ class Torch:
         return self.ask('train', self.dropout, steps)
 
     def restart(self, dropout: float) -> None:
-        """Begin anew from the given weights, with another rate of dropout."""
+        """Start again from the given weights, with another rate of dropout."""
         self.dropout = dropout
         self.ask('reset')
 

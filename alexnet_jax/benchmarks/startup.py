@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import ml_collections
 
 from alexnet_jax.benchmarks import timing
 from alexnet_jax.training import experiment as experiment_lib
+from alexnet_jax.training.config import Config
 
 
-def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def measure(config: Config) -> dict[str, Any]:
     """Return seconds: imports, data set and network, state, first batch, first and second step.
 
     `first_step_s` holds the compilation; `total_s` is all of it but the second step. The data set

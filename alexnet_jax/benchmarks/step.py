@@ -1,7 +1,7 @@
-"""The training step: images a second, and the part that is of the fastest matrix products."""
+"""The training step: images a second, and its share of the best rate of matrix products."""
 
 import contextlib
-import copy
+import dataclasses
 import functools
 import math
 import os
@@ -12,13 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from alexnet_jax.benchmarks import timing
 from alexnet_jax.benchmarks.problem import Ours, Plain, Torch, assert_same_losses, without_chance
-from alexnet_jax.network.model import count_macs, training_flops
+from alexnet_jax.network.parameters import count_macs, training_flops
 from alexnet_jax.parallel.mesh import make_mesh
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.config import Config
 
 _ROUNDS = 7
 _TURN_S = 0.5  # a turn repeats its work to take at least so long
@@ -26,19 +26,25 @@ _CHECKED_STEPS = 3
 _TOLERANCE = {'float32': 1e-4, 'float64': 1e-9, 'bfloat16': 0.05}  # of losses, relative
 
 
-def measure(config: ml_collections.ConfigDict, *, against: str = '') -> dict[str, Any]:
-    """Return the speed of a configuration's training step, the reading of data left out.
+def measure(config: Config, *, against: str = '') -> dict[str, Any]:
+    """Return the speed of a configuration's training step, without the reading of data.
 
-    One batch of noise lies on the device. A step is that of a run: augmentation, forward, backward,
-    update; each turn begins with one that is not timed, for a run's next step finds its memory and
-    caches as it left them. `mfu` is images a second times the arithmetic that an image needs,
-    divided by the best rate of large matrix products in the same rounds, by either framework, ours
-    on as many devices.
+    One batch of noise lies on the device. The step is that of a run: augmentation, forward,
+    backward, update. Each turn begins with a step that is not timed, as a step of a run finds its
+    memory and caches as the step before left them. `share_of_best_matmul` is images a second times
+    the arithmetic that an image needs, divided by the best rate of large matrix products in the
+    same rounds, by either framework, ours on as many devices.
 
-    `against`: 'torch', the same function by PyTorch with torch.compile and channels_last, in a
-    process of its own; 'plain', by Flax and optax with grouped convolutions. Both take ready crops
-    and one device; the devices of a CPU share its cores, so there ours may take several.
-    Before anything is timed their losses are compared with ours over some steps, without dropout.
+    Args:
+      config: the configuration; no data set is opened.
+      against: '' for none; 'torch', the same function by PyTorch with torch.compile and
+        channels_last, in a process of its own; 'plain', by Flax and optax with grouped
+        convolutions. Both take ready crops and one device; as the devices of a CPU share its cores,
+        ours may take several there. Before anything is timed, their losses over some steps without
+        dropout are compared with ours.
+
+    Raises UserError for a configuration that the other program cannot compute, and where its losses
+    differ from ours.
     """
     _leave_memory_to(against)
     product = MatrixProduct(config)
@@ -48,7 +54,7 @@ def measure(config: ml_collections.ConfigDict, *, against: str = '') -> dict[str
 
 
 def _compare(
-    config: ml_collections.ConfigDict,
+    config: Config,
     against: str,
     product: 'MatrixProduct',
     rival: Plain | Torch | None,
@@ -73,13 +79,13 @@ def _compare(
         'gflop_per_image': flops / 1e9,
         'peak_gflops': peak / 1e9,
         **rate,
-        'mfu': rate['images_per_second'] * flops / peak,
+        'share_of_best_matmul': rate['images_per_second'] * flops / peak,
     }
     if against:
         result |= timing.rates(f'{against}_images_per_second', images, seconds[against])
         result |= timing.paired_ratio(f'ratio_to_{against}', seconds[against], seconds['ours'])
         rival_rate = result[f'{against}_images_per_second']
-        result[f'{against}_mfu'] = rival_rate * flops / peak
+        result[f'{against}_share_of_best_matmul'] = rival_rate * flops / peak
     return result
 
 
@@ -90,11 +96,11 @@ def _peak(product: 'MatrixProduct', seconds: dict[str, list[float]]) -> float:
     return max(product.repeats * flops[name] / min(seconds[name]) for name in turns)
 
 
-def sweep(config: ml_collections.ConfigDict, *, against: str = '') -> dict[str, Any]:
+def sweep(config: Config, *, against: str = '') -> dict[str, Any]:
     """Measure in float32 and bfloat16, batch 128 and 1024 and doubled until memory is exhausted.
 
-    The names of `measure` get the dtype and the batch size before them, as `float32_128_mfu`.
-    Beyond 1024 ours is measured alone.
+    The names of `measure` begin with the dtype and the batch size, as in `float32_128_dtype`. Above
+    1024 only our step is measured.
     """
     _leave_memory_to(against)
     if jax.default_backend() == 'cpu':
@@ -105,9 +111,12 @@ def sweep(config: ml_collections.ConfigDict, *, against: str = '') -> dict[str, 
     for dtype in ('float32', 'bfloat16'):
         batch_size = 128
         while True:
-            case = copy.deepcopy(config)
-            case.model.dtype = dtype
-            case.training.batch_size = case.evaluation.batch_size = batch_size
+            case = dataclasses.replace(
+                config,
+                model=dataclasses.replace(config.model, dtype=dtype),
+                training=dataclasses.replace(config.training, batch_size=batch_size),
+                evaluation=dataclasses.replace(config.evaluation, batch_size=batch_size),
+            )
             try:
                 found = measure(case, against=against if batch_size <= 1024 else '')
             except jax.errors.JaxRuntimeError as error:
@@ -126,9 +135,9 @@ def _leave_memory_to(against: str) -> None:
 
 
 def _rival(
-    config: ml_collections.ConfigDict, against: str, product_size: int
+    config: Config, against: str, product_size: int
 ) -> tuple[dict[str, Any], Plain | Torch | None]:
-    """Return what was found about the other program, checked against ours, and it, begun anew."""
+    """Return what was found about the other program, and it, checked against ours."""
     if not against:
         return {}, None
     fair = without_chance(config)
@@ -151,8 +160,8 @@ def _rival(
 class MatrixProduct:
     """A square product on each device of the mesh at once, large enough for its full rate."""
 
-    def __init__(self, config: ml_collections.ConfigDict):
-        self.devices = list(make_mesh(**config.parallel, towers=config.model.towers).devices.flat)
+    def __init__(self, config: Config):
+        self.devices = list(make_mesh(config.parallel, config.model.towers).devices.flat)
         self.size = 1024
         while True:
             side = (self.size, self.size)

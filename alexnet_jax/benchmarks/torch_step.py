@@ -2,9 +2,9 @@
 
 python -m alexnet_jax.benchmarks.torch_step SETTINGS, started by `benchmark step --against=torch`.
 SETTINGS is JSON: `problem`, an npz file of weights, images and labels; `size` of the matrix
-product; `dtype`, `learning_rate`, `momentum`, `weight_decay`, `lrn`, `convolutions`. Each line of
-standard input is a JSON list, `["train", dropout, steps]`, `["product", times]` or `["reset"]`; the
-answer is a line of JSON, the losses, when the work is done.
+product; `dtype`, `learning_rate`, `momentum`, `weight_decay`, `lrn`, `towers`, `convolutions`.
+Each line of standard input is a JSON list, `["train", dropout, steps]`, `["product", times]` or
+`["reset"]`; the answer is a line of JSON, the losses, when the work is done.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ class Network(torch.nn.Module):
     def __init__(self, weights: dict[str, torch.Tensor], settings: dict[str, Any]):
         super().__init__()
         self.convolutions, self.lrn = settings['convolutions'], settings['lrn']
+        self.towers = settings['towers']
         self.parameters_by_name = torch.nn.ParameterDict(
             {name.replace('/', '_'): torch.nn.Parameter(value) for name, value in weights.items()}
         )
@@ -40,11 +41,13 @@ class Network(torch.nn.Module):
                 x, pad = functional.pad(x, (before, after, before, after)), 0
             weight, bias = p[f'{name}_kernel'], p[f'{name}_bias']
             x = functional.conv2d(x, weight, bias, layer['stride'], pad, groups=layer['groups'])
-            x = functional.relu(x)
-            if layer['lrn']:
-                x = torch.cat([self.norm(own) for own in x.chunk(layer['towers'], dim=1)], dim=1)
-            if layer['pool_window']:
-                x = functional.max_pool2d(x, layer['pool_window'], layer['pool_stride'])
+            for operation in layer['after']:
+                if operation == 'activation':
+                    x = functional.relu(x)
+                elif operation == 'lrn':
+                    x = torch.cat([self.norm(own) for own in x.chunk(self.towers, dim=1)], dim=1)
+                elif operation == 'pool':
+                    x = functional.max_pool2d(x, layer['pool_window'], layer['pool_stride'])
         x = x.permute(0, 2, 3, 1).flatten(1)
         for name in ('fc6', 'fc7'):
             x = functional.relu(x @ p[f'{name}_kernel'] + p[f'{name}_bias'])
@@ -77,7 +80,7 @@ class Worker:
         self.reset()
 
     def reset(self) -> list[float]:
-        """Begin anew from the given weights."""
+        """Start again from the given weights."""
         weights = {name: self.weight(value) for name, value in self.arrays.items()}
         network = Network(weights, self.settings)
         self.optimizer = torch.optim.SGD(

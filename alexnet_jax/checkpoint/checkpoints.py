@@ -5,6 +5,7 @@ step gets `manifest.json`, the SHA-256 of every one of its files, written last; 
 manifest is not finished, a step that differs from it is damaged, and neither is ever loaded.
 """
 
+import dataclasses
 import logging
 import operator
 import threading
@@ -19,13 +20,27 @@ from etils import epath
 from flax import serialization, traverse_util
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from alexnet_jax.checkpoint import earlier
 from alexnet_jax.checkpoint.manifest import find_sound, move_aside, take_back, write_manifest
 from alexnet_jax.parallel import processes
+from alexnet_jax.runtime.config import PLACE, Section, field, integer
 from alexnet_jax.runtime.errors import UserError, first_line
 
 _logger = logging.getLogger(__name__)
 _BEST = 'eval/top1_error'
 _COMMITTED = '_CHECKPOINT_METADATA'  # in a step's directory once Orbax has renamed it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig(Section):
+    """The section `checkpoint`."""
+
+    save_every_steps: int = field(integer(0), role=PLACE)
+    keep_latest: int = field(integer(2), role=PLACE)  # one is sealed while the next is written
+    keep_best: int = field(integer(0), role=PLACE)
+
+
+_READ_ONLY = CheckpointConfig(save_every_steps=0, keep_latest=2, keep_best=0)
 
 
 class Restored(NamedTuple):
@@ -46,17 +61,10 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """The checkpoints of one run in WORKDIR/checkpoints/STEP/; fed by the `checkpoint` section."""
+    """The checkpoints of one run, WORKDIR/checkpoints/STEP; without a `config` only to be read."""
 
-    def __init__(
-        self,
-        workdir: epath.Path,
-        *,
-        save_every_steps: int,
-        keep_latest: int,
-        keep_best: int,
-        read_only: bool = False,
-    ) -> None:
+    def __init__(self, workdir: epath.Path, config: CheckpointConfig | None = None) -> None:
+        read_only, config = config is None, config or _READ_ONLY
         self._directory = (workdir / 'checkpoints').resolve()  # Orbax wants an absolute path
         self._damaged = workdir / 'damaged'
         self._superseded = workdir / 'superseded'
@@ -64,17 +72,17 @@ class Checkpoints:
             processes.from_first(
                 lambda: take_back(self._superseded, self._directory, self._damaged)
             )
-        self._save_every_steps = save_every_steps
+        self._save_every_steps = config.save_every_steps
         self._sealer = futures.ThreadPoolExecutor(1, 'seal')
         self._sealing: futures.Future | None = None
         self._stop_sealing = threading.Event()
         error = operator.itemgetter(_BEST)
         keep = [
-            preservation_policy.LatestN(keep_latest),
+            preservation_policy.LatestN(config.keep_latest),
             preservation_policy.BestN(
                 get_metric_fn=error,
                 reverse=True,  # the last of a descending order: the smallest error
-                n=keep_best,
+                n=config.keep_best,
                 keep_checkpoints_without_metrics=False,
             ),
         ]
@@ -260,9 +268,9 @@ class Checkpoints:
         return restored['params'], others
 
     def _read_meta(self, step: int) -> dict[str, Any]:
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
-            'meta'
-        ]
+        arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = self._manager.restore(step, args=arguments)['meta']
+        return meta | {'config': earlier.in_present_names(meta['config'])}
 
     def _restore_step(self, step, abstract_state, check_meta) -> Restored:
         meta = self._read_meta(step)

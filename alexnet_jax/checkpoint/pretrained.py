@@ -9,7 +9,6 @@ from etils import epath
 
 from alexnet_jax.checkpoint.checkpoints import Checkpoints
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.training.experiment import Experiment
 
 _logger = logging.getLogger(__name__)
 
@@ -35,21 +34,16 @@ def read_only(
     none = UserError(f'no checkpoint in {place}; name the workdir of a run that has saved one')
     if not (workdir / 'checkpoints').exists():
         raise none
-    checkpoints = Checkpoints(
-        workdir, save_every_steps=0, keep_latest=2, keep_best=0, read_only=True
-    )
-    with checkpoints:
+    with Checkpoints(workdir) as checkpoints:
         found = checkpoints.find(which)
         if found is None:
             raise none
         yield checkpoints, *found
 
 
-def restore_network(
-    experiment: Experiment, checkpoints: Checkpoints, step: int, place: epath.PathLike
-) -> Any:
-    """Restore the network's parameters; raise UserError, naming one, unless they all are there."""
-    params, others = checkpoints.restore_params(step, experiment.abstract_state().params)
+def restore_network(wanted: Any, checkpoints: Checkpoints, step: int, place: epath.PathLike) -> Any:
+    """Restore the parameters that `wanted`, abstract, names; raise UserError unless all fit."""
+    params, others = checkpoints.restore_params(step, wanted)
     for name, difference in others.items():
         raise UserError(
             f'checkpoint {step} in {place} is of another network: {name} is {difference}; '
@@ -59,7 +53,7 @@ def restore_network(
 
 
 def init_params(
-    experiment: Experiment, params: Any, source: str
+    wanted: Any, params: Any, source: str, class_names: str
 ) -> tuple[Any, dict[str, int | str]]:
     """Put the parameters of an earlier run where they fit, on any mesh; leave the others as drawn.
 
@@ -67,22 +61,20 @@ def init_params(
     the same, too, by their names.
 
     Args:
-      experiment: the new run.
+      wanted: shape, dtype and sharding of the new run's parameters.
       params: its parameters as drawn.
       source: WORKDIR for the latest checkpoint, or WORKDIR/checkpoints/STEP.
+      class_names: the digest of the new run's class names.
 
     Returns:
       The parameters, and what to log: `init_step`, `init_data`, `loaded`, `drawn_anew`.
 
     Raises UserError when there is no sound checkpoint, or nothing of it fits.
     """
-    assert experiment.dataset is not None
-    here = experiment.dataset.fingerprint()
-    wanted = experiment.abstract_state().params
     with read_only(epath.Path(source)) as (checkpoints, step, meta):
         known = dict(wanted)
         anew: dict[str, str] = {}
-        if meta['data']['class_names'] != here['class_names']:
+        if meta['data']['class_names'] != class_names:
             known.pop('fc8')
             anew['fc8'] = 'other classes'
         loaded, others = checkpoints.restore_params(step, known)

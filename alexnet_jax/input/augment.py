@@ -7,7 +7,6 @@ mesh nor the number of hosts changes an image.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +14,42 @@ from jax import lax
 from jax.scipy.ndimage import map_coordinates
 
 from alexnet_jax.input.batch import Statistics
+from alexnet_jax.runtime.config import (
+    Section,
+    above_zero,
+    boolean,
+    field,
+    integer,
+    number,
+    one_of,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig(Section):
+    """The section `augment`."""
+
+    crop_px: int = field(integer(1))
+    random_crop: bool = field(boolean)
+    mirror: bool = field(boolean)
+    images_per_crop: int = field(integer(1))
+    mean: str = field(one_of('at_crop', 'centre', 'channels'))
+    pixel_divisor: float = field(above_zero)
+    colour_std: float = field(number(0.0))
+    colour_divisor: float = field(above_zero)
+    colour_epochs: float = field(number(0.0))
+    rotation_degrees: float = field(number(0.0))
+
+
+@dataclasses.dataclass(frozen=True)
 class Augment:
-    """The paper's data augmentation (Paper 4.1); its fields are the `augment` section.
+    """The paper's data augmentation (Paper 4.1).
 
     The `statistics` below are of one float dtype, which is also the dtype of the result.
-    `first_step` turns an epoch into a step.
     """
 
-    crop_px: int
-    random_crop: bool
-    mirror: bool
-    images_per_crop: int
-    mean: str
-    pixel_divisor: float
-    colour_std: float
-    colour_divisor: float
-    colour_epochs: float
-    rotation_degrees: float
-    first_step: Callable[[float], int]
+    config: AugmentConfig
+    colour_steps: int  # colour noise in so many steps from the start; 0: in all
 
     def training(
         self,
@@ -70,42 +84,42 @@ class Augment:
         step: jax.Array,
     ) -> jax.Array:
         """Return one training image [crop_px, crop_px, C]."""
-        group_key = jax.random.fold_in(key, row // self.images_per_crop)
+        group_key = jax.random.fold_in(key, row // self.config.images_per_crop)
         crop_key, mirror_key, _ = jax.random.split(group_key, 3)
         _, _, colour_key = jax.random.split(jax.random.fold_in(key, row), 3)
-        spare = jnp.asarray(image.shape[:2], jnp.int32) - self.crop_px
+        spare = jnp.asarray(image.shape[:2], jnp.int32) - self.config.crop_px
         corner = spare // 2
-        if self.random_crop:
+        if self.config.random_crop:
             corner = jax.random.randint(crop_key, (2,), 0, spare + 1, jnp.int32)
-        mirror = jax.random.bernoulli(mirror_key) if self.mirror else jnp.zeros((), bool)
+        mirror = jax.random.bernoulli(mirror_key) if self.config.mirror else jnp.zeros((), bool)
         crop = self._crop(image, statistics, corner, mirror)
-        if self.rotation_degrees > 0:
+        if self.config.rotation_degrees > 0:
             turn = jax.random.uniform(
                 jax.random.fold_in(colour_key, 0), (), crop.dtype, minval=-1.0, maxval=1.0
             )
-            crop = rotate(crop, turn * math.radians(self.rotation_degrees))
-        if self.colour_std > 0:
-            colour = pca_colour(statistics, colour_key, self.colour_std)[None, None]
-            coloured = (crop + colour) / self.colour_divisor
-            last = self.first_step(self.colour_epochs)
-            crop = jnp.where(step < last, coloured, crop) if last else coloured
-        return crop / self.pixel_divisor
+            crop = rotate(crop, turn * math.radians(self.config.rotation_degrees))
+        if self.config.colour_std > 0:
+            colour = pca_colour(statistics, colour_key, self.config.colour_std)[None, None]
+            coloured = (crop + colour) / self.config.colour_divisor
+            coloured_now = step < self.colour_steps
+            crop = jnp.where(coloured_now, coloured, crop) if self.colour_steps else coloured
+        return crop / self.config.pixel_divisor
 
     def _crop(
         self, image: jax.Array, statistics: Statistics, corner: jax.Array, mirror: jax.Array
     ) -> jax.Array:
         """Cut the image at a corner (y, x), subtract the mean, mirror; uint8 is cut, then cast."""
-        size = (self.crop_px, self.crop_px, image.shape[-1])
+        size = (self.config.crop_px, self.config.crop_px, image.shape[-1])
         mean, start = statistics.mean_image, (*corner, jnp.zeros_like(corner[0]))
         crop = lax.dynamic_slice(image, start, size).astype(mean.dtype)
-        if self.mean == 'at_crop':
+        if self.config.mean == 'at_crop':
             crop = crop - lax.dynamic_slice(mean, start, size)
-        elif self.mean == 'channels':
+        elif self.config.mean == 'channels':
             crop = crop - jnp.mean(mean, axis=(0, 1), keepdims=True)
         crop = jnp.where(mirror, crop[:, ::-1], crop)
-        if self.mean == 'centre':  # the 2012 source subtracts it last, so it is not mirrored
-            y, x = ((side - self.crop_px) // 2 for side in mean.shape[:2])
-            crop = crop - mean[y : y + self.crop_px, x : x + self.crop_px]
+        if self.config.mean == 'centre':  # the 2012 source subtracts it last, so it is not mirrored
+            y, x = ((side - self.config.crop_px) // 2 for side in mean.shape[:2])
+            crop = crop - mean[y : y + self.config.crop_px, x : x + self.config.crop_px]
         return crop
 
     def view_corners(self, image_shape: tuple[int, ...], views: int) -> tuple[jax.Array, jax.Array]:
@@ -115,11 +129,11 @@ class Augment:
         (Paper 4.1), the plain centre first. Without `mirror`, where mirror images are other objects
         (digits), ten views are the five crops, each taken twice: the average is that of the five.
         """
-        y, x = image_shape[0] - self.crop_px, image_shape[1] - self.crop_px
+        y, x = image_shape[0] - self.config.crop_px, image_shape[1] - self.config.crop_px
         five = jnp.asarray([(y // 2, x // 2), (0, 0), (0, x), (y, 0), (y, x)], jnp.int32)
         if views == 1:
             return five[:1], jnp.zeros(1, bool)
-        mirrors = jnp.repeat(jnp.asarray([False, self.mirror]), 5)
+        mirrors = jnp.repeat(jnp.asarray([False, self.config.mirror]), 5)
         return jnp.concatenate([five, five]), mirrors
 
     def view(
@@ -127,7 +141,7 @@ class Augment:
     ) -> jax.Array:
         """Return one view of each image: uint8 [n, H, W, C] -> float [n, crop_px, crop_px, C]."""
         crops = jax.vmap(lambda image: self._crop(image, statistics, corner, mirror))(images)
-        return crops / self.pixel_divisor
+        return crops / self.config.pixel_divisor
 
 
 def rotate(image: jax.Array, angle: jax.Array) -> jax.Array:

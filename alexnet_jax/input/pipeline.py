@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import logging
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, cast
 
@@ -10,53 +9,8 @@ import grain
 import jax
 import numpy as np
 
-from alexnet_jax.config import data_directory
-from alexnet_jax.input import sources, stats
-from alexnet_jax.input.batch import Batch, Statistics
-from alexnet_jax.preparation import digits
-
-_logger = logging.getLogger(__name__)
-
-
-def load(
-    *,
-    name: str,
-    dir: str,
-    train_split: str,
-    eval_split: str,
-    image_shape: tuple[int, ...],
-    train_examples: int,
-    eval_examples: int,
-    read_threads: int,
-    prefetch_batches: int,
-) -> tuple[sources.Dataset, Statistics]:
-    """Open the data set of a config's section `data`, with the statistics of its training split.
-
-    The first time, `digits` prepares itself, and the statistics are computed and kept beside the
-    data. Arguments and UserError as in `sources.open_dataset`.
-    """
-    root = data_directory('', dir)
-    if name == 'digits' and not sources.is_prepared(name, root):
-        _logger.info('preparing the data set digits in %s', root)
-        digits.prepare_digits(root)
-    dataset = sources.open_dataset(
-        name=name,
-        dir=dir,
-        train_split=train_split,
-        eval_split=eval_split,
-        image_shape=image_shape,
-        train_examples=train_examples,
-        eval_examples=eval_examples,
-        read_threads=read_threads,
-        prefetch_batches=prefetch_batches,
-    )
-    statistics = stats.load_or_compute(
-        dataset.train,
-        directory=dataset.directory,
-        fingerprint=dataset.train.fingerprint(),
-        read_threads=read_threads,
-    )
-    return dataset, statistics
+from alexnet_jax.input import sources
+from alexnet_jax.input.batch import Batch
 
 
 def train_order(num_examples: int, seed: int) -> Sequence[int]:

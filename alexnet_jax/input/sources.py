@@ -13,16 +13,45 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from etils import epath
 
-from alexnet_jax.config import data_directory
 from alexnet_jax.input.examples import Decoder
+from alexnet_jax.runtime.config import (
+    PLACE,
+    Section,
+    field,
+    integer,
+    is_integer,
+    nonempty,
+    text,
+    tuple_of,
+)
 from alexnet_jax.runtime.errors import UserError, first_line
+from alexnet_jax.runtime.storage import path_field
 
 _HELP = 'python -m alexnet_jax.prepare --help'
+_EVAL_SPLITS = ('test', 'validation', 'val')  # what data.eval_split = '' looks for
 _METADATA = 'features.json'  # the file that marks a data set of tfds as complete
 _ONE_SIZE = (
     'the network takes images of one size; write them at one size with '
     'python -m alexnet_jax.prepare folder, or alexnet_jax.preparation.records.write_dataset'
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """The section `data`. `dir` is the resolved data directory once the program has started."""
+
+    name: str = field(nonempty)
+    dir: str = field(path_field, role=PLACE)
+    train_split: str = field(nonempty)
+    eval_split: str = field(text, resume=True)
+    image_shape: tuple[int, ...] = field(
+        tuple_of(lambda v: is_integer(v) and v > 0, 0, 3, words='(height, width, channels) or ()'),
+        role=PLACE,
+    )
+    train_examples: int = field(integer(0), resume=True)
+    eval_examples: int = field(integer(0), resume=True)
+    read_threads: int = field(integer(1), role=PLACE)
+    prefetch_batches: int = field(integer(1), role=PLACE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,47 +148,46 @@ class Dataset:
         }
 
 
-def open_dataset(
-    *,
-    name: str,
-    dir: str,
-    train_split: str,
-    eval_split: str,
-    image_shape: tuple[int, ...],
-    train_examples: int,
-    eval_examples: int,
-    read_threads: int,
-    prefetch_batches: int,
-) -> Dataset:
+def open_dataset(config: DataConfig) -> Dataset:
     """Open a data set that is prepared as ArrayRecord; never download one, never write.
 
-    Args:
-      name: `NAME`, `NAME/CONFIG` or either with `:VERSION`, which is otherwise the highest.
-      dir: the data directory; '' for TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      train_split, eval_split: tfds splits, slices such as `train[:90%]` included.
-      image_shape: the expected (height, width, channels), or () for what the data says.
-      train_examples, eval_examples: the expected counts, or 0 for what the data says.
-      read_threads, prefetch_batches: kept for the pipeline.
+    `name` is `NAME`, `NAME/CONFIG` or either with `:VERSION`, which is otherwise the highest. The
+    splits are those of tfds, slices such as `train[:90%]` included. An `eval_split` of '' is the
+    first of 'test', 'validation' and 'val' that there is. An `image_shape` of () and 0 examples
+    are what the data says; other values must agree with it.
 
-    Raises:
-      UserError: one line with the remedy, when the data set is missing, stored in another format,
-        half copied, not of images with labels, or not as expected.
+    Raises UserError, one line with the remedy, when the data set is missing, stored in another
+    format, half copied, not of images with labels, or not as expected.
     """
-    root = epath.Path(data_directory('', dir))
-    path = _find(name, root)
-    again = _again(path, _remedy(name, root))
+    root = epath.Path(config.dir)
+    path = _find(config.name, root)
+    again = _again(path, _remedy(config.name, root))
     builder = _open_builder(path, again)
-    shape = _image_shape(builder.info, tuple(image_shape))
+    shape = _image_shape(builder.info, config.image_shape)
+    eval_split = config.eval_split or _find_eval_split(builder.info)
     return Dataset(
         full_name=builder.info.full_name,
         directory=os.fspath(path),
         class_names=tuple(builder.info.features['label'].names),
         image_shape=shape,
-        train=_open_split(builder, train_split, shape, 'train', train_examples, again),
-        eval=_open_split(builder, eval_split, shape, 'eval', eval_examples, again),
-        read_threads=read_threads,
-        prefetch_batches=prefetch_batches,
+        train=_open_split(
+            builder, config.train_split, shape, 'train', config.train_examples, again
+        ),
+        eval=_open_split(builder, eval_split, shape, 'eval', config.eval_examples, again),
+        read_threads=config.read_threads,
+        prefetch_batches=config.prefetch_batches,
     )
+
+
+def _find_eval_split(info: Any) -> str:
+    """Return the name of the split to evaluate on; raise UserError where none is called so."""
+    found = [split for split in _EVAL_SPLITS if split in info.splits]
+    if not found:
+        raise UserError(
+            f"config.data.eval_split = '' looks for {', '.join(_EVAL_SPLITS)}, and "
+            f'{info.full_name} has {", ".join(info.splits)}; name one of those'
+        )
+    return found[0]
 
 
 def is_prepared(name: str, dir: epath.PathLike) -> bool:

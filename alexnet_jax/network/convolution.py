@@ -23,7 +23,7 @@ def convolve(
 ) -> jax.Array:
     """Return the cross-correlation of x [batch, H, W, C] with kernel [h, w, C, features].
 
-    `fast` divides the batch, where that is faster on a CPU.
+    `fast` divides the batch where that is faster on a CPU; `forms.py` has the measurements.
     """
     function = _fast_convolve if fast else _convolve
     return function(x, kernel, stride, padding, precision)
@@ -72,8 +72,8 @@ def _divided(function: Callable[[jax.Array], jax.Array], x: jax.Array, features:
     """Return a convolution of x, [batch, ...], by parts of the batch where its features are few.
 
     XLA divides one over the cores by features, 64 to a core, and runs several at once. In the
-    paper's network that goes for conv1 and for the gradient of conv2's input; undivided a step
-    takes 1.1 times as long on two Zen 4 cores. Parts of few positions are not worth it.
+    paper's network this helps conv1 and the gradient of conv2's input. Parts of few positions are
+    not worth it.
     """
     images, rest = divmod(len(x), _PARTS)
     small = images * x.shape[1] * x.shape[2] < _FEWEST_POSITIONS
@@ -93,8 +93,7 @@ def _kernel_gradient(
     """Return the gradient of the kernel, [size, size, C, features], added up over the batch.
 
     It is the convolution of x with the gradient over all positions of all images, the batch in the
-    place of the channels, a part of the batch at a time: one Zen 4 core does conv1, conv2 and conv3
-    of batch 128 at 15, 35 and 42 GFLOP/s undivided, at 70, 93 and 90 in parts that fit its cache.
+    place of the channels, a part of the batch at a time, which fits a core's cache.
     """
     batch, rows, columns, features = gradient.shape
     many = max(1, _POSITIONS_OF_A_PART // (rows * columns))

@@ -1,4 +1,4 @@
-"""The layers of the paper as functions and small modules, each with its formula.
+"""The layers with weights, each built from its specification.
 
 Activations of the convolutional part are a tuple with one array per tower that lives on this
 device, so a grouped layer is a plain convolution per tower. `feature_group_count` computes the same
@@ -11,219 +11,166 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from jax import lax
 
 from alexnet_jax.network.convolution import convolve
-from alexnet_jax.parallel.collectives import MODEL_AXES
+from alexnet_jax.network.dropout import dropout
+from alexnet_jax.network.forms import is_fast
+from alexnet_jax.network.specification import FirstConvolution, Hidden, ModelConfig, Output
+from alexnet_jax.network.variants import ACTIVATIONS, INITIALIZERS, Towers, drop_inputs
+from alexnet_jax.parallel.collectives import MODEL_AXES, Collectives
 
-Towers = tuple[jax.Array, ...]
+Features = Towers | jax.Array  # the maps of each tower here, or this device's units of fc6 or fc7
 
 
 class TowerConvolution(nn.Module):
-    """Convolve each tower with its own kernels, add the bias (Paper 3.5).
+    """Convolve each tower with its own kernels and add the bias (Paper 3.5).
 
     The kernel is one array for both towers, [kernel, kernel, C_in, features] with C_in the channels
-    that one tower sees, split over the towers on its last axis; see `parameter` for `initializer`.
-    `features` counts both towers; `towers_here` of `towers` live on this device.
-    Zero pixels are added before and after each spatial axis: `padding = (before, after)`.
+    that one tower sees, split over the towers on its last axis.
     """
 
-    features: int
-    kernel: int
-    stride: int
-    padding: tuple[int, int]
-    initializer: str
-    init_std: float
-    init_bias: float
-    towers: int
-    towers_here: int
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
-    precision: str
-    fast: bool
+    layer: FirstConvolution
+    config: ModelConfig
+    collectives: Collectives = Collectives()
 
     @nn.compact
     def __call__(self, inputs: Towers) -> Towers:
-        """Map one [batch, H, W, C_in] per tower to one [batch, H', W', features / towers]."""
-        features = self.features // self.towers * self.towers_here
-        shape = (self.kernel, self.kernel, inputs[0].shape[-1], features)
+        """Map one [batch, H, W, C] per tower to one [batch, H', W', features / towers]."""
+        layer, inputs, features = self.layer, self._seen(inputs), self._features(inputs)
+        shape = (layer.kernel, layer.kernel, inputs[0].shape[-1], features)
         kernel = parameter(self, 'kernel', shape, (None, None, None, 'tower'))
         bias = parameter(self, 'bias', (features,), ('tower',))
         function = functools.partial(
             convolve,
-            stride=self.stride,
-            padding=self.padding,
-            precision=self.precision,
-            fast=self.fast,
+            stride=layer.stride,
+            padding=layer.padding,
+            precision=self.config.precision,
+            fast=is_fast('convolution', self.config.forms),
         )
-        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)[None, None, None]
+        kernel, bias = kernel.astype(self.config.dtype), bias.astype(self.config.dtype)
+        bias = bias[None, None, None]
         if all(x is inputs[0] for x in inputs):  # they see the same, so one convolution does
             return tuple(jnp.split(function(inputs[0], kernel) + bias, len(inputs), axis=-1))
         kernels, biases = (jnp.split(part, len(inputs), axis=-1) for part in (kernel, bias))
         return tuple(function(x, k) + b for x, k, b in zip(inputs, kernels, biases, strict=True))
 
+    def _seen(self, towers: Towers) -> Towers:
+        """Return what each tower sees: its own maps, or those of both (Paper 3.2)."""
+        if not self.layer.sees_both_towers:
+            return towers
+        return (self.collectives.join_towers(jnp.concatenate(towers, axis=-1)),) * len(towers)
 
-class Dense(nn.Module):
-    """One fully connected layer: `x W + b` (Paper 3.5).
+    def _features(self, towers: Towers) -> int:
+        """Return the number of kernels that the towers on this device have together."""
+        return self.layer.features // self.config.towers * len(towers)
 
-    `features` is what this device computes; the axes say how the whole is split over devices.
+
+class HiddenLayer(nn.Module):
+    """A fully connected hidden layer: x W + b (Paper 3.5), ReLU (3.1), dropout (4.2).
+
+    Each device of a copy of the network computes its part of the units.
     """
 
-    features: int
-    initializer: str
-    init_std: float
-    init_bias: float
-    dtype: jnp.dtype  # of what is multiplied
-    out_dtype: jnp.dtype  # of the sums
-    param_dtype: jnp.dtype
-    precision: str
-    kernel_axes: tuple = (None, MODEL_AXES)
-    bias_axes: tuple = (MODEL_AXES,)
+    layer: Hidden
+    config: ModelConfig
+    collectives: Collectives = Collectives()
 
     @nn.compact
-    def __call__(self, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        """Return `x W` [batch, features] and the bias [features], which the caller adds.
+    def __call__(self, x: Features, rows: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+        """Return this device's units, [rows of this copy, features / devices of a copy].
 
-        One input, [batch, inputs], is what all units see; of several each has its part of them.
+        Args:
+          x: the maps of each tower here, or this device's units of the layer before.
+          rows: int32 [rows of this copy], each example's index in the global batch.
+          dropout_key: typed key of this layer, the same on every device; None at test time.
         """
-        kernel = parameter(self, 'kernel', (inputs[0].shape[-1], self.features), self.kernel_axes)
-        bias = parameter(self, 'bias', (self.features,), self.bias_axes)
-        kernels = jnp.split(kernel.astype(self.dtype), len(inputs), axis=-1)
-        multiply = functools.partial(
-            jnp.matmul, precision=self.precision, preferred_element_type=self.out_dtype
+        config, collectives = self.config, self.collectives
+        units, here = self.layer.features, self.layer.features // collectives.model
+        both = self.layer.sees_both_towers or config.towers == 1
+        drop = functools.partial(
+            dropout,
+            rate=config.dropout,
+            inverted=config.dropout_inverted,
+            key=dropout_key,
+            rows=rows,
         )
-        products = [multiply(x, k) for x, k in zip(inputs, kernels, strict=True)]
-        return jnp.concatenate(products, axis=-1), bias.astype(self.out_dtype)
+        inputs = _inputs(x, both, config, collectives)
+        if config.dropout_inputs:
+            inputs = drop_inputs(inputs, drop, both, config, collectives)
+        kernel = parameter(self, 'kernel', (inputs[0].shape[-1], here), (None, MODEL_AXES))
+        bias = parameter(self, 'bias', (here,), (MODEL_AXES,))
+        kernels = jnp.split(kernel.astype(config.dtype), len(inputs), axis=-1)
+        products = [
+            jnp.matmul(x, k, precision=config.precision, preferred_element_type=config.dtype)
+            for x, k in zip(inputs, kernels, strict=True)
+        ]
+        sums = jnp.concatenate(products, axis=-1) + bias.astype(config.dtype)[None]
+        out = ACTIVATIONS[config.activation](sums)
+        if config.dropout_inputs:
+            return out
+        return drop(out, units=units, first=collectives.model_index() * here)
+
+
+class OutputLayer(nn.Module):
+    """fc8: x W + b, the logits of the softmax (Paper 3.5).
+
+    Each device multiplies its inputs with their rows of W, and the products are summed over the
+    devices of a copy: in the dtype of the weights, lest rounded sums be added.
+    """
+
+    layer: Output
+    config: ModelConfig
+    collectives: Collectives = Collectives()
+
+    @nn.compact
+    def __call__(self, x: Features) -> jax.Array:
+        """Return the logits, float32 at least [rows of this copy, classes], on every device."""
+        config = self.config
+        if isinstance(x, tuple):  # neither fc6 nor fc7: the maps, one tower's after the other's
+            x = jnp.concatenate(_inputs(x, False, config, self.collectives), axis=-1)
+        shape, wide = (x.shape[-1], config.num_classes), config.param_dtype
+        kernel = parameter(self, 'kernel', shape, (('tower', 'shard'), None))
+        bias = parameter(self, 'bias', shape[1:], (None,))
+        partial = jnp.matmul(
+            x,
+            kernel.astype(config.dtype),
+            precision=config.precision,
+            preferred_element_type=wide,
+        )
+        return self.collectives.sum_over_model(partial) + bias[None]
+
+
+def _inputs(
+    x: Features, both: bool, config: ModelConfig, collectives: Collectives
+) -> tuple[jax.Array, ...]:
+    """Bring maps or units together: of both towers as one array, else one for each tower here.
+
+    [rows of this copy, inputs], a position's channels beside each other.
+    """
+    if isinstance(x, tuple):
+        if both:
+            x = (collectives.join_towers(jnp.concatenate(x, axis=-1)),)
+        whole = tuple(map(collectives.join_batch, x))
+        return tuple(maps.reshape(maps.shape[0], -1) for maps in whole)
+    if both:
+        return (collectives.join_features(x),)
+    own = collectives.join_features_of_tower(x)
+    return tuple(jnp.split(own, config.towers // collectives.tower, axis=-1))
 
 
 def parameter(
-    layer: Any, name: str, shape: tuple[int, ...], axes: tuple, positions: tuple[int, ...] = ()
+    module: Any, name: str, shape: tuple[int, ...], axes: tuple, positions: tuple[int, ...] = ()
 ) -> jax.Array:
-    """Declare a kernel or a bias, with the mesh axes that split it.
+    """Declare a layer's 'kernel' or 'bias', with the mesh axes that split it.
 
-    A bias is constant, `init_bias`. `initializer` draws a kernel: 'normal' from N(0, init_std)
-    (Paper 5); 'xavier' (Glorot, 2010) and 'he' (He, 2015) from a normal distribution whose variance
-    follows from the numbers of inputs and outputs; 'pytorch' from U(-b, b), b = inputs^-0.5, as
-    PyTorch's layers. `positions` are axes that count kernels, not what one kernel sees.
+    A kernel is drawn by the network's `initializer`; a bias is constant, the layer's `init_bias`.
+    `positions` are axes that count kernels, not what one kernel sees.
     """
-    draw = {
-        'normal': lambda: nn.initializers.normal(layer.init_std),
-        'xavier': lambda: nn.initializers.glorot_normal(batch_axis=positions),
-        'he': lambda: nn.initializers.he_normal(batch_axis=positions),
-        'pytorch': lambda: nn.initializers.variance_scaling(
-            1 / 3, 'fan_in', 'uniform', batch_axis=positions
-        ),
-    }
-    init = (
-        draw[layer.initializer]() if name == 'kernel' else nn.initializers.constant(layer.init_bias)
-    )
-    value = layer.param(name, nn.with_partitioning(init, axes), shape, layer.param_dtype)
+    layer, config = module.layer, module.config
+    if name == 'kernel':
+        init = INITIALIZERS[config.initializer](layer.init_std, positions)
+    else:
+        init = nn.initializers.constant(layer.init_bias)
+    value = module.param(name, nn.with_partitioning(init, axes), shape, config.param_dtype)
     return typing.cast(jax.Array, value)
-
-
-def local_response_norm(
-    a: jax.Array, *, k: float, n: int, alpha: float, beta: float, fast: bool
-) -> jax.Array:
-    """Normalise each activity by those of its n neighbouring maps at the same position (Paper 3.3).
-
-    b_i = a_i / (k + alpha * sum_{j = max(0, i - n/2)}^{min(N - 1, i + n/2)} a_j^2)^beta
-
-    N is the number of maps in `a`, those of one tower: windows end at its edge. [..., N] ->
-    [..., N], of the same dtype; the sums are taken in float32 at least.
-    """
-    # DEVIATION: LRN within a tower
-    wide = a.astype(np.promote_types(a.dtype, np.float32))
-    norm: Any = _fast_norm if fast else _norm
-    return norm(wide, k, n, alpha, beta).astype(a.dtype)
-
-
-def _norm(a: jax.Array, k: float, n: int, alpha: float, beta: float) -> jax.Array:
-    return a * (k + alpha * _neighbours(jnp.square(a), n)) ** -beta
-
-
-def _neighbours(x: jax.Array, n: int) -> jax.Array:
-    """Return the sum over the n neighbouring maps, [..., N] -> [..., N]."""
-    maps = x.shape[-1]
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(n // 2, n // 2)])
-    windows = [lax.slice_in_dim(x, i, i + maps, axis=-1) for i in range(n)]
-    return functools.reduce(jnp.add, windows)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _fast_norm(a: jax.Array, k: float, n: int, alpha: float, beta: float) -> jax.Array:
-    """Do the same without powers where beta is 0.75, and keep nothing but `a` for the gradient.
-
-    With s_i = k + alpha sum_j a_j^2 the gradient of g . b is
-    g_i s_i^-beta - 2 alpha beta a_i sum_j g_j a_j s_j^(-beta - 1).
-    On 2 Zen 4 cores lrn1 of batch 64, forward and backward: 0.11 s, by `_norm` 0.49 s.
-    """
-    return a * _negative_power(k + alpha * _neighbours(jnp.square(a), n), beta)
-
-
-def _fast_norm_forward(a, k, n, alpha, beta):
-    return _fast_norm(a, k, n, alpha, beta), a
-
-
-def _fast_norm_backward(k, n, alpha, beta, a, gradient):
-    s = k + alpha * _neighbours(jnp.square(a), n)
-    scaled = gradient * _negative_power(s, beta)
-    return (scaled - (2 * alpha * beta) * a * _neighbours(scaled * a / s, n),)
-
-
-_fast_norm.defvjp(_fast_norm_forward, _fast_norm_backward)
-
-
-def _negative_power(s: jax.Array, beta: float) -> jax.Array:
-    """Return s ** -beta; square roots are instructions, powers are not."""
-    root = lax.rsqrt(s)
-    return root * jnp.sqrt(root) if beta == 0.75 else s**-beta
-
-
-def within_map_norm(a: jax.Array, *, k: float, n: int, alpha: float, beta: float) -> jax.Array:
-    """Normalise each activity by those of the n x n square about it in its own map (2012 source).
-
-    b_yx = a_yx / (k + alpha / n^2 * sum of a^2 over the square)^beta, with zeros beyond the edges.
-    [batch, H, W, C] -> [batch, H, W, C], of the same dtype; sums in float32 at least.
-    """
-    wide = a.astype(np.promote_types(a.dtype, np.float32))
-    window, strides = (1, n, n, 1), (1, 1, 1, 1)
-    zero = np.zeros((), wide.dtype)
-    energy = lax.reduce_window(jnp.square(wide), zero, lax.add, window, strides, 'SAME')
-    return (wide * (k + alpha / n**2 * energy) ** -beta).astype(a.dtype)
-
-
-def dropout(
-    x: jax.Array,
-    *,
-    rate: float,
-    inverted: bool,
-    key: jax.Array | None,
-    rows: jax.Array,
-    units: int,
-    first: jax.Array,
-) -> jax.Array:
-    """Zero outputs with probability `rate` in training, else multiply by 1 - rate (Paper 4.2).
-
-    `inverted` divides by 1 - rate in training instead and leaves the outputs alone at test time.
-
-    Args:
-      x: [batch, features], the units first .. first + features of a layer of `units` units.
-      rate: probability of zero.
-      inverted: see above.
-      key: typed key, the same on all devices; None at test time.
-      rows: int32 [batch], each example's index in the global batch: with it the masks are the same
-        on any mesh.
-      units: the layer's width over all devices.
-      first: int32 scalar, this device's first unit.
-    """
-    if key is None:
-        return x if inverted else x * (1.0 - rate)
-    if rate == 0.0:
-        return x
-    keep = jax.vmap(
-        lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1.0 - rate, (units,))
-    )(rows)
-    keep = lax.dynamic_slice_in_dim(keep, first, x.shape[-1], axis=1)
-    return jnp.where(keep, x / (1.0 - rate) if inverted else x, jnp.zeros_like(x))

@@ -30,10 +30,7 @@ def max_pool(x: jax.Array, *, window: int, stride: int, partial: bool, fast: boo
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _pool_axis(x: jax.Array, axis: int, window: int, stride: int) -> jax.Array:
-    """Return the maximum along one axis; its gradient gathers where XLA's scatters.
-
-    On 2 Zen 4 cores pool1 of batch 64, forward and backward: 0.037 s, by XLA 0.24 s.
-    """
+    """Return the maximum along one axis; its gradient gathers where XLA's scatters."""
     return _forward(x, axis, window, stride)[0]
 
 

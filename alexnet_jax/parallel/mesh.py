@@ -5,6 +5,7 @@ each device holds one tower, as in 2012 (Paper 3.2). Along `shard` the convoluti
 and the fully connected layers split their weights, as in "One weird trick" (Krizhevsky, 2014).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +15,28 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.parallel.collectives import AXES, FLAT_AXIS, Collectives
+from alexnet_jax.runtime.config import PLACE, Rule, Section, field, integer, is_integer, one_of
 from alexnet_jax.runtime.errors import UserError
 
 # Each image goes to one device only; `gather_images` brings a tower's partners together.
 IMAGES = P(('data', 'shard', 'tower'))
 LABELS = P('data')
 REPLICATED = P()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelConfig(Section):
+    """The section `parallel`: where the network lives. It changes no result."""
+
+    data: int = field(
+        Rule(lambda v: v == -1 or (is_integer(v) and v > 0), '-1 (all) or 1 and more'), role=PLACE
+    )
+    model: int = field(one_of(1, 2, 4, 8), role=PLACE)
+    backend: str = field(one_of('shard_map', 'pmap'), role=PLACE)
+    cpu_devices: int = field(integer(0), role=PLACE)
+    initialization_timeout_s: int = field(integer(1), role=PLACE)
+    heartbeat_timeout_s: int = field(integer(1), role=PLACE)
+    shutdown_timeout_s: int = field(integer(1), role=PLACE)
 
 
 def select_platform(cpu_devices: int) -> None:
@@ -36,26 +53,13 @@ def select_platform(cpu_devices: int) -> None:
                 ) from error
 
 
-def make_mesh(
-    *,
-    data: int,
-    model: int,
-    backend: str,
-    cpu_devices: int,
-    initialization_timeout_s: int,
-    heartbeat_timeout_s: int,
-    shutdown_timeout_s: int,
-    towers: int,
-) -> Mesh:
+def make_mesh(config: ParallelConfig, towers: int) -> Mesh:
     """Return the mesh `('data', 'tower', 'shard')` for a network of `towers` towers.
 
     `model` devices hold one copy, `data` copies (-1: as many as the devices allow).
     Raises UserError when the devices do not suffice.
     """
-    del backend  # the matter of `collectives` and `per_device`
-    # Acted on before JAX started, in `select_platform` and `processes.connect`.
-    del cpu_devices, initialization_timeout_s, heartbeat_timeout_s, shutdown_timeout_s
-    devices = jax.devices()
+    data, model, devices = config.data, config.model, jax.devices()
     copies = len(devices) // model if data == -1 else data
     if copies * model > len(devices) or copies == 0:
         raise UserError(

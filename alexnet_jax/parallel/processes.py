@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from alexnet_jax.parallel.mesh import ParallelConfig
 from alexnet_jax.runtime.errors import UserError, first_line
 
 _logger = logging.getLogger(__name__)
@@ -70,25 +71,22 @@ def check_flags(
 
 
 def connect(
+    config: ParallelConfig,
     *,
     distributed: str,
     coordinator_address: str,
     num_processes: int | None,
     process_id: int | None,
-    initialization_timeout_s: int,
-    heartbeat_timeout_s: int,
-    shutdown_timeout_s: int,
     wait_on_sigterm: bool,
 ) -> None:
     """Join the other processes, if the flags name any; call it before any use of a device.
 
     Args:
+      config: how long to wait for all of them at the start (`initialization_timeout_s`), for a sign
+        of life of each (`heartbeat_timeout_s`) and for the others at the end.
       distributed: 'off', or who knows the processes: a launcher of that name, or with 'auto' the
         one that JAX finds.
       coordinator_address, num_processes, process_id: the processes themselves, in place of that.
-      initialization_timeout_s: how long to wait for all of them.
-      heartbeat_timeout_s: after how long without a sign of life one counts as lost.
-      shutdown_timeout_s: how long to wait for the others at the end.
       wait_on_sigterm: SIGTERM does not end the process: `reached_preemption_sync_point` tells.
 
     Raises UserError when the flags contradict each other, no launcher is found or the others cannot
@@ -101,21 +99,22 @@ def connect(
     if coordinator_address and process_id == 0:
         _require_free_port(int(coordinator_address.rpartition(':')[2]))
     jax.config.update('jax_enable_preemption_service', wait_on_sigterm)
-    _logger.info('waiting for all processes %s, %d s at most', where, initialization_timeout_s)
+    limit_s = config.initialization_timeout_s
+    _logger.info('waiting for all processes %s, %d s at most', where, limit_s)
     try:
         with (
             _without_proxies(),
             _silent('jax._src.clusters.cluster'),
-            _deadline(where, initialization_timeout_s),
+            _deadline(where, limit_s),
         ):
             jax.distributed.initialize(
                 coordinator_address or None,
                 num_processes,
                 process_id,
                 cluster_detection_method=_method(distributed),
-                initialization_timeout=initialization_timeout_s,
-                heartbeat_timeout_seconds=heartbeat_timeout_s,
-                shutdown_timeout_seconds=shutdown_timeout_s,
+                initialization_timeout=limit_s,
+                heartbeat_timeout_seconds=config.heartbeat_timeout_s,
+                shutdown_timeout_seconds=config.shutdown_timeout_s,
             )
     except Exception as error:  # of gRPC, of a launcher's client; JAX has no type for them
         raise UserError(

@@ -205,10 +205,18 @@ def _write_report(directory: epath.Path, report: Mapping[str, Any]) -> None:
     temporary.replace(directory / REPORT)
 
 
+def read_settings(directory: epath.PathLike) -> dict[str, Any] | None:
+    """Return the settings that a data set was prepared with, None where no report has them."""
+    try:
+        return json.loads((epath.Path(directory) / REPORT).read_text())['settings']
+    except (OSError, ValueError, KeyError, TypeError):  # of another program, or damaged
+        return None
+
+
 def add_statistics(directory: epath.PathLike, statistics: Any) -> dict[str, Any]:
     """Return the report with the statistics in it, and write that where it is not there yet.
 
-    `statistics` is a `data.batch.Statistics`: mean of each channel, covariance of the channels,
+    `statistics` is an `input.batch.Statistics`: mean of each channel, covariance of the channels,
     eigenvectors (columns) and standard deviations along them; the mean image stays in its file.
     """
     directory = epath.Path(directory)

@@ -1,59 +1,57 @@
-"""Finished runs that differ in a few fields, each held against a baseline of the same seeds."""
+"""Finished runs that differ in a few fields, each compared with a baseline of the same seeds."""
 
 import collections
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from alexnet_jax.reports import claims
-from alexnet_jax.reports.workdirs import Run, read_runs
+from alexnet_jax.reports.workdirs import Run, read_runs, without_places
 from alexnet_jax.runtime.errors import UserError
 
 
 def compare(directory: epath.Path, baseline: str, metric: str) -> dict[str, Any]:
-    """Group the runs of a folder by configuration and hold each group against the baseline's.
+    """Group the runs of a folder by configuration and compare each group with the baseline's.
 
-    Returns `rows`, the baseline first and then by `mean`: `changes` (the fields that are not the
-    baseline's, with their values), `mean`, `min`, `max` over the `seeds` (errors in percent),
-    `difference`, the mean of mean-minus-baseline over the seeds that both have (None if there is
-    no such seed), and `told_apart`: both have three seeds or more, and the ranges from least to
-    largest have no value in common. `data` and `epochs` are the baseline's, `left_out` is as
-    in `runs.read_runs`.
-    `metric` is one of `runs.METRICS`.
+    Returns `rows`, the baseline first and then by `mean`: `changes` (the fields that differ from
+    the baseline, with their values), `mean`, `min`, `max` over the `seeds` (errors in percent),
+    `difference`, the mean of the differences from the baseline over the seeds that both have (None
+    if there is no such seed), and `distinguishable`: both have at least three seeds, and the ranges
+    from least to largest do not overlap. `metric`, one of `workdirs.METRICS`, is the given one,
+    `data` and `epochs` are the baseline's, `left_out` is as in `workdirs.read_runs`.
     Raises UserError for a folder, a baseline or a metric that is not there.
     """
     runs, left_out = read_runs(directory)
-    chosen = [run for run in runs if run.name == baseline]
-    if not chosen:
+    chosen = next((run for run in runs if run.name == baseline), None)
+    if chosen is None:
         known = ', '.join(run.name for run in runs) or 'none'
         raise UserError(
             f'{directory} has no finished run {baseline!r}; --baseline names one of these: {known}'
         )
-    common = claims.without_places(chosen[0])
+    common = without_places(chosen)
     groups = collections.defaultdict(list)
     for run in runs:
-        changes = _changes(common, claims.without_places(run))
-        groups[json.dumps(changes, sort_keys=True)].append(run)
-    base = groups.pop('{}')
-    rows = [_row(json.loads(key), same, base, metric) for key, same in groups.items()]
+        groups[tuple(_changes(common, without_places(run)).items())].append(run)
+    base = groups.pop(())
+    rows = [_row(dict(changes), same, base, metric) for changes, same in groups.items()]
     rows.sort(key=lambda row: row['mean'])
     return {
         'rows': [_row({}, base, base, metric), *rows],
-        'data': claims.data_of(chosen[0]),
-        'epochs': chosen[0].epoch,
+        'metric': metric,
+        'data': claims.data_of(chosen),
+        'epochs': chosen.epoch,
         'left_out': left_out,
     }
 
 
-def _changes(common: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+def _changes(common: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     names = sorted({*common, *fields})
     return {name: fields.get(name) for name in names if fields.get(name) != common.get(name)}
 
 
 def _row(
-    changes: dict[str, Any], runs: Sequence[Run], base: Sequence[Run], metric: str
+    changes: Mapping[str, Any], runs: Sequence[Run], base: Sequence[Run], metric: str
 ) -> dict[str, Any]:
     ours, theirs = (claims.summarise(same, metric) for same in (runs, base))
     if ours is None or theirs is None:
@@ -66,7 +64,7 @@ def _row(
         'changes': changes,
         **ours,
         'difference': round(sum(paired) / len(paired), 6) if paired else None,
-        'told_apart': apart and min(ours['seeds'], theirs['seeds']) >= 3,
+        'distinguishable': apart and min(ours['seeds'], theirs['seeds']) >= 3,
     }
 
 

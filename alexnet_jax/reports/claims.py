@@ -1,4 +1,4 @@
-"""Finished runs held against the paper's claims: which run is of which claim, and what it says."""
+"""Finished runs compared with the paper's claims: which run is of which claim, its result."""
 
 import collections
 import json
@@ -9,28 +9,21 @@ from typing import Any
 from etils import epath
 
 from alexnet_jax.reports import paper
-from alexnet_jax.reports.workdirs import METRICS, Run, read_runs
+from alexnet_jax.reports.workdirs import METRICS, Run, read_runs, role, without_places
+from alexnet_jax.runtime.config import MEANING, with_off_values
+from alexnet_jax.training.config import Config
 
-# What two runs of the same experiment may differ in; their seeds are counted.
-FREE = (
-    *('seed', 'parallel.', 'checkpoint.', 'log.', 'evaluation.', 'model.dtype', 'data.dir'),
-    *('data.image_shape', 'data.read_threads', 'data.prefetch_batches'),
-    *('training.accumulation_steps', 'training.log_every_steps', 'training.eval_every_epochs'),
-    *('training.watchdog_s', 'training.total_epochs', 'training.total_steps'),
-    *('training.compilation_cache_dir', 'model.precision', 'model.forms'),
-    *('optim.schedule', 'optim.drop_', 'optim.plateau_', 'optim.events'),
-)
-# What changes neither what a run computes nor the data it is judged on: seed and places.
-_PLACES = ('seed', 'parallel.', 'checkpoint.', 'log.', 'data.dir', 'data.read', 'data.prefetch')
+# A field that was added after the paper's values were written down means its `off` value.
+_ALEXNET = with_off_values(Config, paper.ALEXNET)
 
 
 def reproduction(directory: epath.Path) -> dict[str, list[dict[str, Any]]]:
-    """Hold the runs in a folder against the paper's claims.
+    """Compare the runs in a folder with the paper's claims.
 
     Returns `rows`, one for each claim of `paper.CLAIMS`, measured only where a finished run has
-    that claim's configuration; `others`, the finished runs that are of no claim, grouped over their
-    seeds; `left_out`, the folders that hold no finished run, with the reason. Raises UserError
-    when there is no such folder.
+    the configuration of that claim; `others`, the finished runs that belong to no claim, grouped
+    over their seeds; `left_out`, the folders that hold no finished run, with the reason. Raises
+    UserError when there is no such folder.
     """
     runs, left_out = read_runs(directory)
     found = {experiment.name: _variants(experiment, runs) for experiment in paper.EXPERIMENTS}
@@ -44,16 +37,17 @@ def reproduction(directory: epath.Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def differences(experiment: paper.Experiment, run: Run) -> list[str]:
-    """Return the fields in which a run is not the experiment's, by the recipe that it is nearest.
+    """Return the fields that change the meaning of a run away from that of the experiment.
 
-    A field that the run does not know yet has the paper's value; one that the paper's network does
-    not have could mean anything and is a difference. Among the fields are `training.total_epochs`,
-    for the epochs that were run, and `training.init_from`, for the data set of its first run.
+    Of the two recipes of `paper.RECIPES` the nearer one counts. A field that the run does not have
+    yet has the paper's value; one that this version does not know could mean anything and is a
+    difference. `training.total_epochs` stands for the epochs that were run, and
+    `training.init_from` for the data set of the run that gave the first weights.
     """
     assert experiment.fields is not None
-    have = {**paper.ALEXNET, **run.fields}
+    have = {**_ALEXNET, **run.fields}
     have['data.name'] = have['data.name'].partition(':')[0]
-    wanted = ({**paper.ALEXNET, **recipe, **experiment.fields} for recipe in paper.RECIPES)
+    wanted = ({**_ALEXNET, **recipe, **experiment.fields} for recipe in paper.RECIPES)
     wrong = min((_unlike(have, want) for want in wanted), key=len)
     first, last = experiment.epochs
     if not first <= run.epoch <= last:
@@ -64,25 +58,33 @@ def differences(experiment: paper.Experiment, run: Run) -> list[str]:
 
 
 def _unlike(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:
-    names = [name for name in have if not name.startswith((*FREE, *_idle(want)))]
-    return [name for name in names if name not in want or not _fits(have[name], want[name])]
+    """Return the fields of role MEANING in which `have` is not what is wanted."""
+    names = [name for name in have if role(name) == MEANING]
+    return [
+        name
+        for name in names
+        if name not in want or not (_is_unused(name, have) or _fits(have[name], want[name]))
+    ]
 
 
 def _fits(value: Any, wanted: Any) -> bool:
     return value == wanted if not isinstance(wanted, frozenset) else not wanted or value in wanted
 
 
-def _idle(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the fields that mean nothing beside the others: of a layer that is not there."""
-    layers = [name for name, value in fields.items() if name.endswith('.features') and value == 0]
-    idle = [
-        f'{layer.removesuffix(".features")}.{field}'
-        for layer in layers
-        for field in ('kernel', 'stride', 'padding', 'init_', 'lrn', 'pool_', 'sees_')
-    ]
-    if fields['model.towers'] == 1:
-        idle += [name for name in fields if name.endswith('.sees_both_towers')]
-    return tuple(idle)
+def _is_unused(name: str, fields: Mapping[str, Any]) -> bool:
+    """Say whether a field changes nothing: of a layer, a pooling or a norm that is not there."""
+    section, _, field = name.rpartition('.')
+    if field != 'features' and fields.get(f'{section}.features') == 0:
+        return True
+    if field == 'sees_both_towers':
+        return fields['model.towers'] == 1
+    if field.startswith('pool_'):
+        return 'pool' not in fields[f'{section}.after']
+    if section in ('model.lrn', 'model.map_norm'):
+        norm = section.removeprefix('model.')
+        layers = [f'model.conv{n}' for n in range(1, 7) if fields[f'model.conv{n}.features']]
+        return not any(norm in fields[f'{layer}.after'] for layer in layers)
+    return False
 
 
 def is_of(experiment: paper.Experiment, run: Run) -> bool:
@@ -104,7 +106,7 @@ def is_of(experiment: paper.Experiment, run: Run) -> bool:
 
 
 def _variants(experiment: paper.Experiment, runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return the runs of an experiment by what is not its own in them, `field value, ...`."""
+    """Return the runs of an experiment by the fields that `may_differ`, `field value, ...`."""
     variants = collections.defaultdict(list)
     for run in runs:
         if is_of(experiment, run):
@@ -116,7 +118,7 @@ def _variants(experiment: paper.Experiment, runs: Sequence[Run]) -> dict[str, li
 def _row(
     claim: paper.Claim, found: Mapping[str, Mapping[str, list[Run]]], notes: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Make a row of the variant nearest to the claim that has what the claim is about."""
+    """Make a row of the variant nearest to the claim that has the metric of the claim."""
     words = claim.metric.removeprefix('eval/').replace('_', ' ')
     summaries = {
         variant: summary
@@ -135,7 +137,7 @@ def _row(
     ours = summaries.get(variant)
     note = variant or notes[claim.experiment]
     if not ours and claim.metric == paper.EPOCHS:
-        note = _not_there(found[claim.experiment])
+        note = _not_reached(found[claim.experiment])
     return {
         'claim': f'{claim.experiment}: {words}',
         'paper': claim.paper,
@@ -151,17 +153,18 @@ def _row(
     }
 
 
-def _not_there(variants: Mapping[str, list[Run]]) -> str:
-    """Say how far the longest run got that has not the training error that is looked for."""
+def _not_reached(variants: Mapping[str, list[Run]]) -> str:
+    """Say how far the longest run got without reaching the training error of Fig. 1."""
     runs = [run for same in variants.values() for run in same if paper.EPOCHS not in run.metrics]
     longest = max(runs, key=lambda run: run.epoch, default=None)
-    return f'not there in the {longest.epoch:.1f} epochs of {longest.name}' if longest else ''
+    return f'not reached in the {longest.epoch:.1f} epochs of {longest.name}' if longest else ''
 
 
 def summarise(runs: Sequence[Run], metric: str) -> dict[str, Any] | None:
     """Return mean, least and largest over the seeds, errors in percent; each seed counts once.
 
-    Of several rates of one seed the one that is there in the fewest epochs counts (Paper 3.1).
+    Several runs of one seed count as their mean; for `paper.EPOCHS` they may differ in the learning
+    rate, and the run that needs the fewest epochs counts (Paper 3.1).
     """
     scale = 100 if metric in METRICS else 1
     seeds = collections.defaultdict(list)
@@ -196,7 +199,7 @@ def _combine(
 
 
 def _others(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Group the runs that differ in nothing but their seed and where they ran."""
+    """Group the runs that differ in their seed and in where they ran only."""
     groups = collections.defaultdict(list)
     for run in runs:
         key = [without_places(run), [m.fields for m in run.members]]
@@ -214,13 +217,8 @@ def _others(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def without_places(run: Run) -> dict[str, Any]:
-    """Return the fields of a run less its seed and where it ran."""
-    return {name: v for name, v in run.fields.items() if not name.startswith(_PLACES)}
-
-
 def data_of(run: Run) -> str:
-    """Name the data set and the split, and what makes it another one than its name says."""
+    """Name the data set and the split; say where it is the training split, or of an ensemble."""
     name, split = run.fields['data.name'], run.fields['data.eval_split']
     own = ', the training examples' if split == run.fields['data.train_split'] else ''
     ensemble = f', {len(run.members)} networks as one' if run.members else ''

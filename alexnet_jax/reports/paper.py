@@ -45,134 +45,126 @@ EXCHANGES = ('conv3', 'fc6', 'fc7', 'fc8')
 
 TRAINING_ERROR = 0.25  # at which Fig. 1 compares ReLU with tanh
 
-# What the report holds runs against: each network of the paper as fields of a configuration.
+# What the reports compare runs with: each network of the paper as fields of a configuration.
 
-ANY: frozenset = frozenset()  # a field that may have any value; a set that is not empty: one of it
+# A field whose value is a set may have any value of that set, or any at all if the set is empty.
+ANY: frozenset = frozenset()
 
 
 class Experiment(NamedTuple):
-    """One network, or several as one, that a figure of the paper or of the 2012 logs is about."""
+    """One network, or an ensemble, that a number of the paper or of the 2012 logs is about."""
 
     name: str
-    fields: Mapping[str, Any] | None = None  # of ALEXNET, changed; None: see the note
+    fields: Mapping[str, Any] | None = None  # changes of ALEXNET; None: the note says why not
     note: str = ''  # why no run can count
     epochs: tuple[float, float] = (85.0, 95.0)  # "roughly 90", Paper 5; the author's 91 and 93
-    pretrained_on: str = ''  # the data set of the run that it began from
+    pretrained_on: str = ''  # the data set of the run that gave the first weights
     members: Mapping[str, int] = types.MappingProxyType({})  # of an ensemble: how many of which
-    may_differ: tuple[str, ...] = ()  # fields that the report names where they do
+    may_differ: tuple[str, ...] = ()  # fields that may differ, and that the report then names
 
 
 class Claim(NamedTuple):
-    """One figure. Errors in percent; with `less`, by how much they are above that one's."""
+    """One number of the paper or of the 2012 logs; errors are in percent."""
 
     experiment: str
     metric: str  # of the last evaluation; or EPOCHS
     paper: float | None
     run_2012: float | None  # the author's own run, 2012 source, layers/layer-params-*.cfg
     source: str
-    less: str = ''
-    times: str = ''  # how many times that one's
+    less: str = ''  # an experiment: the number is the difference from its metric
+    times: str = ''  # an experiment: the number is the ratio to its metric
 
 
 EPOCHS = f'epochs to {100 * TRAINING_ERROR:g} % training error'
 
 
-def _convolution(name: str, **fields: Any) -> dict[str, Any]:
-    """Return the fields of one convolution, Paper 3.5 and 5."""
-    whole = {
-        'kernel': 3,
-        'stride': 1,
-        'padding': (1, 1),
-        'init_std': 0.01,
-        'init_bias': 0.0,
-        'lrn': False,
-        'pool_window': 0,
-        'pool_stride': 2,
-        **{'local': False, 'map_norm': False, 'pool_partial': False},
-        'order': ('activation', 'lrn', 'pool'),
-        **fields,
+def _section(name: str, /, **fields: Any) -> dict[str, Any]:
+    return {f'{name}.{field}': value for field, value in fields.items()}
+
+
+def _convolution(name: str, /, **fields: Any) -> dict[str, Any]:
+    """Return the fields of one convolution, Paper 3.4, 3.5 and 5."""
+    usual = {
+        **{'kernel': 3, 'stride': 1, 'padding': (1, 1), 'init_std': 0.01, 'init_bias': 0.0},
+        **{'local': False, 'after': ('activation',)},
+        **{'pool_window': 3, 'pool_stride': 2, 'pool_partial': False},
     }
-    return {f'model.{name}.{field}': value for field, value in whole.items()}
+    return _section(f'model.{name}', **{**usual, **fields})
 
 
-# The network of Paper 3.5, trained as Paper 4 and 5 say on ILSVRC-2012. Fields that are not here
-# (places, meshes, logs, when the rate drops) define no figure.
+_NORM_POOL, _POOL = ('activation', 'lrn', 'pool'), ('activation', 'pool')
+_ONE, _BOTH = {'sees_both_towers': False}, {'sees_both_towers': True}
+_NORM = {'n': 5, 'beta': 0.75}
+_HIDDEN = {'features': 4096, 'init_std': 0.01, 'init_bias': 1.0, **_BOTH}
+
+# The network of Paper 3.5, trained as Paper 4 and 5 say on ILSVRC-2012: every field of the role
+# MEANING that has no `off` value.
 ALEXNET: dict[str, Any] = {
-    'model.num_classes': 1000,
-    'model.towers': 2,
-    **_convolution('conv1', features=96, kernel=11, stride=4, padding=(0, 3), lrn=True)
-    | {'model.conv1.pool_window': 3},
-    **_convolution('conv2', features=256, kernel=5, padding=(2, 2), init_bias=1.0, lrn=True)
-    | {'model.conv2.pool_window': 3, 'model.conv2.sees_both_towers': False},
-    **_convolution('conv3', features=384, sees_both_towers=True),
-    **_convolution('conv4', features=384, sees_both_towers=False, init_bias=1.0),
-    **_convolution('conv5', features=256, sees_both_towers=False, init_bias=1.0, pool_window=3),
-    **_convolution('conv6', features=0, sees_both_towers=True, init_bias=1.0),
-    **{f'model.{fc}.features': 4096 for fc in ('fc6', 'fc7')},
-    **{f'model.{fc}.sees_both_towers': True for fc in ('fc6', 'fc7')},
-    **{f'model.{fc}.init_std': 0.01 for fc in ('fc6', 'fc7', 'fc8')},
-    **{'model.fc6.init_bias': 1.0, 'model.fc7.init_bias': 1.0, 'model.fc8.init_bias': 0.0},
-    **{'model.lrn.k': 2.0, 'model.lrn.n': 5, 'model.lrn.alpha': 1e-4, 'model.lrn.beta': 0.75},
-    **{'model.lrn.divide_alpha': False, 'model.lrn.across_towers': False},
-    **{f'model.map_norm.{field}': ANY for field in ('k', 'n', 'alpha', 'beta')},  # where it is
-    **{'model.activation': 'relu', 'model.initializer': 'normal', 'model.dropout': 0.5},
-    **{'model.dropout_inverted': False, 'model.dropout_inputs': False},
-    'data.name': 'imagenet2012',
-    'data.train_split': 'train',
-    'data.eval_split': 'validation',
-    'data.train_examples': 1_281_167,
-    'data.eval_examples': 50_000,
-    'augment.crop_px': 224,
-    'augment.random_crop': True,
-    'augment.mirror': True,
-    'augment.colour_std': 0.1,
-    **{'augment.images_per_crop': 1, 'augment.mean': 'at_crop', 'augment.rotation_degrees': 0.0},
-    **{f'augment.{field}': 1.0 for field in ('pixel_divisor', 'colour_divisor')},
-    'augment.colour_epochs': 0.0,
-    'optim.learning_rate': 0.01,
-    'optim.momentum': 0.9,
-    'optim.weight_decay': 0.0005,
-    **{'optim.reference_batch': 0, 'optim.warmup_epochs': 0.0, 'optim.lars_trust': 0.0},
-    **{'optim.rate_inside_velocity': True, 'optim.rate_factors': (), 'optim.decay_factors': ()},
-    'training.batch_size': 128,
-    'training.init_from': ANY,  # `pretrained_on` says from which data
+    **_section('model', num_classes=1000, towers=2, activation='relu', initializer='normal'),
+    **_section('model', dropout=0.5, dropout_inverted=False, dropout_inputs=False),
+    **_convolution('conv1', features=96, kernel=11, stride=4, padding=(0, 3), after=_NORM_POOL),
+    **_convolution('conv2', features=256, kernel=5, padding=(2, 2), init_bias=1.0, **_ONE)
+    | {'model.conv2.after': _NORM_POOL},
+    **_convolution('conv3', features=384, **_BOTH),
+    **_convolution('conv4', features=384, init_bias=1.0, **_ONE),
+    **_convolution('conv5', features=256, init_bias=1.0, after=_POOL, **_ONE),
+    **_convolution('conv6', features=0, init_bias=1.0, **_BOTH),
+    **_section('model.fc6', **_HIDDEN),
+    **_section('model.fc7', **_HIDDEN),
+    **_section('model.fc8', init_std=0.01, init_bias=0.0),
+    **_section('model.lrn', k=2.0, alpha=1e-4, divide_alpha=False, across_towers=False, **_NORM),
+    **_section('model.map_norm', k=1.0, alpha=1e-3, **_NORM),  # of the 2012 source
+    **_section('data', name='imagenet2012', train_split='train', eval_split='validation'),
+    **_section('data', train_examples=1_281_167, eval_examples=50_000),
+    **_section('augment', crop_px=224, random_crop=True, mirror=True, images_per_crop=1),
+    **_section('augment', mean='at_crop', pixel_divisor=1.0, rotation_degrees=0.0),
+    **_section('augment', colour_std=0.1, colour_divisor=1.0, colour_epochs=0.0),
+    **_section('optim', learning_rate=0.01, momentum=0.9, weight_decay=0.0005),
+    'optim.rate_inside_velocity': True,
+    **_section('optim', lars_trust_coefficient=0.0, reference_batch=0, warmup_epochs=0.0),
+    **_section('optim', lr_multipliers=(), weight_decay_multipliers=()),
+    # `pretrained_on` says from which data the first weights are.
+    **_section('training', batch_size=128, init_from=ANY),
 }
 # How a network of the paper may be trained: as its text says, or as the 2012 source does.
 RECIPES: tuple[Mapping[str, Any], ...] = (
     {},
     {
-        'model.conv1.order': ('lrn', 'pool', 'activation'),
-        **{'model.conv2.map_norm': True, 'model.lrn.divide_alpha': True},
+        'model.conv1.after': ('lrn', 'pool', 'activation'),
+        'model.conv2.after': ('activation', 'lrn', 'map_norm', 'pool'),
+        'model.lrn.divide_alpha': True,
         **{f'model.conv{n}.init_std': 0.03 for n in (3, 4, 5)},
         **{'augment.images_per_crop': 32, 'augment.mean': 'centre', 'augment.colour_divisor': 1.1},
         'augment.colour_epochs': ANY,
-        **{'optim.rate_factors': (('bias', 2.0),), 'optim.decay_factors': (('bias', 0.0),)},
+        'optim.lr_multipliers': (('bias', 2.0),),
+        'optim.weight_decay_multipliers': (('bias', 0.0),),
     },
 )
 
 # The author's networks for CIFAR-10, layers-conv-local-13pct.cfg.
+_POOLED = {'features': 64, 'kernel': 5, 'padding': (2, 2), 'after': _POOL, 'pool_partial': True}
 _13_PERCENT = {
     **{'model.num_classes': 10, 'model.towers': 1, 'model.dropout': 0.0},
-    **_convolution('conv1', features=64, kernel=5, padding=(2, 2), init_std=1e-4, pool_window=3),
-    **_convolution('conv2', features=64, kernel=5, padding=(2, 2), pool_window=3),
-    **{'model.conv1.pool_partial': True, 'model.conv2.pool_partial': True},
+    **_convolution('conv1', init_std=1e-4, **_POOLED),
+    **_convolution('conv2', **_POOLED),
     **_convolution('conv3', features=32, local=True, init_std=0.04),
     **_convolution('conv4', features=32, local=True, init_std=0.04),
     **{'model.conv5.features': 0, 'model.fc6.features': 0, 'model.fc7.features': 0},
     **{'data.name': 'cifar10', 'data.eval_split': 'test'},
     **{'data.train_examples': 50_000, 'data.eval_examples': 10_000},
     **{'augment.crop_px': 24, 'augment.colour_std': 0.0, 'optim.learning_rate': 0.001},
-    **{'optim.weight_decay': 0.004, 'optim.rate_factors': (('bias', 2.0),)},
-    'optim.decay_factors': (('bias', 0.0), ('conv1', 0.0), ('conv2', 0.0)),
+    **{'optim.weight_decay': 0.004, 'optim.lr_multipliers': (('bias', 2.0),)},
+    'optim.weight_decay_multipliers': (('bias', 0.0), ('conv1', 0.0), ('conv2', 0.0)),
 }
-# The four layers of Fig. 1: "no regularization of any kind", the rate as each is fastest.
+# The four layers of Fig. 1: "no regularization of any kind"; each learning rate was chosen for the
+# fastest training.
 _FIG_1 = {
     **_13_PERCENT,
     **{'augment.crop_px': 32, 'augment.random_crop': False, 'augment.mirror': False},
-    **{'optim.learning_rate': ANY, 'optim.weight_decay': 0.0, 'optim.decay_factors': ()},
+    **{'optim.learning_rate': ANY, 'optim.weight_decay': 0.0, 'optim.weight_decay_multipliers': ()},
 }
 _WIDTHS = tuple(f'model.conv{n}.features' for n in (1, 2, 3, 4))
-_LEFT_OPEN = ('training.batch_size', *_WIDTHS)  # by what the paper says of Fig. 1
+_LEFT_OPEN = ('training.batch_size', *_WIDTHS)  # the paper does not say them for Fig. 1
 _2010 = {
     'data.name': 'imagenet2010',
     'data.eval_split': 'test',
@@ -183,6 +175,7 @@ _ONE_GPU = {
     **{'model.towers': 1, 'model.conv1.features': 48, 'model.conv2.features': 128},
     **{'model.conv3.features': 192, 'model.conv4.features': 192, 'model.conv5.features': 256},
 }
+_POOL_ONLY = frozenset({_POOL, ('pool', 'activation')})  # ReLU commutes with max-pooling
 _CNN_STAR = '1 CNN*, conv6 and pre-trained on the Fall 2011 release'
 _NO_LABELS = 'the labels of that test were never published'
 _RELU, _TANH = (f'{unit}, four layers on CIFAR-10' for unit in ('ReLU', 'tanh'))
@@ -191,7 +184,7 @@ EXPERIMENTS = (
     Experiment('1 CNN, ILSVRC-2012 validation', {}),
     Experiment('5 CNNs, ILSVRC-2012 validation', {}, members={'1 CNN, ILSVRC-2012 validation': 5}),
     Experiment('5 CNNs, ILSVRC-2012 test', note=_NO_LABELS),
-    # How long and how fast it was tuned the paper does not say.
+    # The paper does not say how long it was fine-tuned, nor at which learning rate.
     Experiment(
         _CNN_STAR,
         {'model.conv6.features': 256, 'optim.learning_rate': ANY},
@@ -213,13 +206,8 @@ EXPERIMENTS = (
         },
     ),
     Experiment('one GPU, ILSVRC-2010 test', {**_2010, **_ONE_GPU}),
-    Experiment(
-        'no response norm',
-        {'model.conv1.lrn': False, 'model.conv2.lrn': False, 'model.conv2.map_norm': False},
-    ),
-    Experiment(
-        'no response norm after conv2', {'model.conv2.lrn': False, 'model.conv2.map_norm': False}
-    ),
+    Experiment('no response norm', {'model.conv1.after': _POOL_ONLY, 'model.conv2.after': _POOL}),
+    Experiment('no response norm after conv2', {'model.conv2.after': _POOL}),
     Experiment(
         'pooling that does not overlap',
         {
@@ -236,7 +224,7 @@ EXPERIMENTS = (
         },
     ),
     Experiment('no colour noise', {'augment.colour_std': 0.0}),
-    # Where the towers meet then the paper does not say: at the next layer, configs/no_conv3.py.
+    # The paper does not say where the towers meet then; here at fc6, as in configs/no_conv3.py.
     Experiment('no conv3', {'model.conv3.features': 0}),
     Experiment('no conv4', {'model.conv4.features': 0}),
     Experiment('dropout, its iterations', note='no rule says when a run has converged'),
@@ -247,7 +235,7 @@ EXPERIMENTS = (
         epochs=(0.0, math.inf),
         may_differ=('data.name', *_LEFT_OPEN),
     ),
-    # The drops of the rate are the files', and training ended some epochs after the last.
+    # The learning rate drops as in the author's files; training ended soon after the last drop.
     Experiment(
         'four layers on CIFAR-10, no norm',
         _13_PERCENT,
@@ -258,8 +246,8 @@ EXPERIMENTS = (
         'four layers on CIFAR-10, with norm',
         {
             **_13_PERCENT,
-            **{'model.conv1.lrn': True, 'model.conv1.order': ('activation', 'pool', 'lrn')},
-            **{'model.conv2.lrn': True, 'model.conv3.features': 64},
+            'model.conv1.after': ('activation', 'pool', 'lrn'),
+            **{'model.conv2.after': _NORM_POOL, 'model.conv3.features': 64},
             **{'model.lrn.k': 1.0, 'model.lrn.n': 9, 'model.lrn.alpha': 0.001},
             'model.lrn.divide_alpha': True,
         },

@@ -1,127 +1,147 @@
-"""Finished runs as they lie in their workdirs: configuration, last evaluation, what is no run."""
+"""The one reader of workdirs: the configuration and the metrics of a run, finished or not."""
 
 import dataclasses
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from alexnet_jax import config as config_lib
 from alexnet_jax.reports import paper
+from alexnet_jax.reports.curves import epochs_to_error
+from alexnet_jax.runtime import config as sections
+from alexnet_jax.runtime.config import MEANING, PLACE, is_number
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.runtime.run_log import epochs_to_error
+from alexnet_jax.runtime.run_log import initial_data, read_rows
+from alexnet_jax.training.config import Config
 
 _FILES = ('config.json', 'environment.json', 'metrics.jsonl')
+_IN_EVERY_RUN = (
+    *('seed', 'data.name', 'data.train_split', 'data.eval_split', 'model.num_classes'),
+    *('optim.learning_rate', 'training.total_steps', 'training.total_epochs'),
+)
+_ROLES = {name: field.metadata['role'] for name, field in sections.fields(Config).items()}
 METRICS = tuple(f'eval/top{k}_error{views}' for views in ('', '_10_views') for k in (1, 5))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run, or a finished ensemble."""
+    """A run, finished or not, or an ensemble of runs."""
 
-    name: str
-    fields: Mapping[str, Any]  # its configuration, flat
-    epoch: float  # at the last evaluation
-    metrics: Mapping[str, float]  # of the last evaluation; and paper.EPOCHS, where it got there
-    init_data: str = ''  # the data set of the run that it began from
-    members: tuple['Run', ...] = ()
+    name: str  # of its folder
+    fields: Mapping[str, Any]  # its configuration by dotted names; see `role`
+    step: int  # of its last row, as `epoch`
+    epoch: float
+    rows: Sequence[Mapping[str, Any]] = ()  # of metrics.jsonl
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)  # see `_last_metrics`
+    init_data: str = ''  # the data set of the run that it took its first weights from
+    members: tuple['Run', ...] = ()  # of an ensemble
+
+
+def role(field: str) -> str:
+    """Return the role of a field; one that only another version knows could mean anything."""
+    return _ROLES.get(field, MEANING)
+
+
+def without_places(run: Run) -> dict[str, Any]:
+    """Return the fields of a run that are equal in all seeds of one experiment."""
+    return {name: value for name, value in run.fields.items() if role(name) != PLACE}
+
+
+def read_run(path: epath.Path) -> Run:
+    """Read a workdir; raise UserError, in one line, for one that is incomplete or damaged."""
+    for name in _FILES:
+        if not (path / name).is_file():
+            raise UserError(f'{path} is not the workdir of a run: it has no {name}')
+    config, _ = _json(path / 'config.json'), _json(path / 'environment.json')
+    rows = read_rows(path / 'metrics.jsonl')
+    try:
+        fields = _fields(config)
+        members: tuple[Run, ...] = ()
+        if fields.get('evaluation.ensemble'):
+            members = tuple(_member(path.name, m) for m in _json(path / 'members.json'))
+        last = rows[-1] if rows else {'step': 0, 'epoch': 0.0}
+        return Run(
+            name=path.name,
+            fields=fields,
+            step=int(last['step']),
+            epoch=float(last['epoch']),
+            rows=rows,
+            metrics=_last_metrics(rows),
+            init_data=initial_data(rows),
+            members=members,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f'{type(error).__name__}: {error}'
+        raise UserError(f'the files of the run {path} are damaged ({reason})') from error
 
 
 def read_runs(directory: epath.Path) -> tuple[list[Run], list[dict[str, str]]]:
     """Return the finished runs in a folder, and `run` and `reason` of what is left out.
 
-    A folder that has none of a run's files is none, and not listed. Raises UserError when there is
-    no such folder.
+    A folder with none of a run's files is not listed. Raises UserError when there is no such
+    folder.
     """
     if not directory.is_dir():
-        raise UserError(f'{directory} is no folder; name that of the workdirs with --runs=DIR')
+        raise UserError(f'{directory} is not a folder; name one that holds workdirs: --runs=DIR')
     runs, left_out = [], []
     for path in sorted(directory.iterdir()):
         if any((path / name).exists() for name in _FILES):
             try:
-                runs.append(read_run(path))
-            except ValueError as error:
+                run = read_run(path)
+                _require_result(run)
+                runs.append(run)
+            except UserError as error:
                 left_out.append({'run': path.name, 'reason': str(error)})
     return runs, left_out
 
 
-def read_run(path: epath.Path) -> Run:
-    """Read a workdir; raise ValueError, with the reason, if it holds no finished run."""
-    config = _json(path / 'config.json')
-    _json(path / 'environment.json')
-    rows = [_parse(line, 'metrics.jsonl') for line in _lines(path / 'metrics.jsonl')]
-    try:
-        fields = _fields(config)
-        evaluations = [row for row in rows if row['kind'] == 'eval']
-        last_step = max((row['step'] for row in rows), default=0)
-        if not evaluations or evaluations[-1]['step'] < last_step:
-            raise ValueError(f'it has no evaluation at its last step, {last_step}')
-        last = evaluations[-1]
-        metrics = {name: last[name] for name in (*METRICS, 'eval/loss') if name in last}
-        if not all(_is_metric(name, value) for name, value in metrics.items()):
-            raise ValueError(f'its last evaluation is damaged: {last}')
-        members: tuple[Run, ...] = ()
-        if fields.get('evaluation.ensemble'):
-            members = tuple(_member(path.name, m) for m in _json(path / 'members.json'))
-        else:
-            _require_finished(fields, last['step'], last['epoch'])
-            epochs = epochs_to_error(rows, paper.TRAINING_ERROR)
-            metrics |= {paper.EPOCHS: epochs} if epochs else {}
-        starts = [row for row in rows if row.get('event') == 'started']
-        # The last one: what was killed before its first save has left one, too.
-        init_data = starts[-1].get('init_data', '') if starts else ''
-        return Run(path.name, fields, last['epoch'], metrics, init_data, members)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f'its files are damaged ({type(error).__name__}: {error})') from error
-
-
 def _fields(config: Any) -> dict[str, Any]:
-    """Return a configuration flat; raise KeyError if it lacks what every run has."""
-    fields = config_lib.flatten(config)
-    _ = [fields[name] for name in ('seed', 'data.name', 'data.train_split', 'data.eval_split')]
+    """Return a configuration by dotted names; raise KeyError if it lacks what every run has."""
+    fields = sections.with_off_values(Config, sections.flatten(config))
+    _ = [fields[name] for name in _IN_EVERY_RUN]
     return fields
 
 
 def _member(ensemble: str, member: Mapping[str, Any]) -> Run:
-    fields = _fields(member['config'])
-    _require_finished(fields, member['step'], member['epoch'])
-    place, epoch, init_data = member['place'], member['epoch'], member['init_data']
-    return Run(f'{ensemble}/{place}', fields, epoch, {}, init_data)
+    return Run(
+        name=f'{ensemble}/{member["place"]}',
+        fields=_fields(member['config']),
+        step=int(member['step']),
+        epoch=float(member['epoch']),
+        init_data=member['init_data'],
+    )
 
 
-def _require_finished(fields: Mapping[str, Any], step: int, epoch: float) -> None:
-    steps, epochs = fields['training.total_steps'], fields['training.total_epochs']
-    if step < steps or (not steps and epoch < epochs):
-        end = f'step {steps}' if steps else f'epoch {epochs:g}'
-        raise ValueError(f'it ended at step {step}, epoch {epoch:g}, and was to go on to {end}')
+def _last_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return loss and errors of the last evaluation, and paper.EPOCHS where the run got there."""
+    evaluations = [row for row in rows if row['kind'] == 'eval']
+    last = evaluations[-1] if evaluations else {}
+    metrics = {name: last[name] for name in (*METRICS, 'eval/loss') if name in last}
+    epochs = epochs_to_error(rows, paper.TRAINING_ERROR)
+    return metrics | ({paper.EPOCHS: epochs} if epochs else {})
 
 
-def _is_metric(name: str, value: Any) -> bool:
-    return math.isfinite(value) and value >= 0 and (value <= 1 or name == 'eval/loss')
+def _require_result(run: Run) -> None:
+    """Raise UserError, with the reason, for a run that is not finished or has a damaged result."""
+    evaluated = [row['step'] for row in run.rows if row['kind'] == 'eval']
+    if not evaluated or evaluated[-1] != run.step:
+        raise UserError(f'it has no evaluation at its last step, {run.step}')
+    if not all(_is_possible(name, value) for name, value in run.metrics.items()):
+        raise UserError(f'its last evaluation is damaged: {run.metrics}')
+    for part in run.members or (run,):
+        steps, epochs = part.fields['training.total_steps'], part.fields['training.total_epochs']
+        if part.step < steps or (not steps and part.epoch < epochs):
+            end = f'step {steps}' if steps else f'epoch {epochs:g}'
+            raise UserError(f'it ended at step {part.step}, epoch {part.epoch:g}, before {end}')
 
 
-def _lines(path: epath.Path) -> list[str]:
-    lines = _read(path).split('\n')
-    if lines.pop():
-        raise ValueError(f'the last line of its {path.name} is cut short')
-    return lines
+def _is_possible(name: str, value: Any) -> bool:
+    return is_number(value) and value >= 0 and (value <= 1 or name not in METRICS)
 
 
 def _json(path: epath.Path) -> Any:
-    return _parse(_read(path), path.name)
-
-
-def _read(path: epath.Path) -> str:
     try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f'its {path.name} cannot be read ({type(error).__name__})') from error
-
-
-def _parse(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'its {name} is damaged ({error})') from error
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} cannot be read ({type(error).__name__}: {error})') from error

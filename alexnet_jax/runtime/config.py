@@ -77,7 +77,7 @@ def tuple_of(accepts: Callable[[Any], bool], *lengths: int, words: str) -> Rule:
 above_zero = Rule(lambda v: is_number(v) and v > 0, 'a number above 0')
 boolean = Rule(lambda v: isinstance(v, bool), 'true or false')
 text = Rule(lambda v: isinstance(v, str), 'a text')
-name = Rule(lambda v: isinstance(v, str) and v != '', 'a text that is not empty')
+nonempty = Rule(lambda v: isinstance(v, str) and v != '', 'a text that is not empty')
 
 
 def field(
@@ -146,10 +146,9 @@ def _make(kind: type[_S], values: Mapping[str, Any]) -> _S:
     for declared in dataclasses.fields(kind):
         if declared.name in values:
             value = values[declared.name]
+            inner = _section_of(declared)
             try:
-                made[declared.name] = (
-                    _make(declared.type, value) if _is_section(declared) else _as_tuples(value)
-                )
+                made[declared.name] = _make(inner, value) if inner else _as_tuples(value)
             except FieldError as error:
                 raise FieldError(f'{declared.name}.{error.field}', error.words) from None
     return kind(**made)
@@ -159,8 +158,8 @@ def fields(kind: type[Section]) -> dict[str, dataclasses.Field]:
     """Return the declared fields of a section and of those inside it, by their dotted names."""
     found: dict[str, dataclasses.Field] = {}
     for declared in dataclasses.fields(kind):
-        if _is_section(declared):
-            found |= {f'{declared.name}.{n}': f for n, f in fields(declared.type).items()}
+        if inner := _section_of(declared):
+            found |= {f'{declared.name}.{path}': f for path, f in fields(inner).items()}
         else:
             found[declared.name] = declared
     return found
@@ -176,7 +175,7 @@ def require_field(kind: type[Section], path: str) -> None:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Return `{'section.field': value}` for a nested mapping; lists, as JSON has them, as tuples."""
+    """Return `{'section.field': value}` for a nested mapping, with lists as tuples."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -204,8 +203,10 @@ def differences(
     return {path: pair for path, pair in both.items() if pair[0] != pair[1]}
 
 
-def _is_section(declared: dataclasses.Field) -> bool:
-    return isinstance(declared.type, type) and issubclass(declared.type, Section)
+def _section_of(declared: dataclasses.Field) -> type[Section] | None:
+    """Return the section that a field is, None for a plain value."""
+    kind = declared.type
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
 def _as_tuples(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import datetime
 import json
 import logging
@@ -12,17 +13,40 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import tqdm
 from etils import epath
 
+from alexnet_jax.runtime.config import PLACE, Section, boolean, field, is_integer, tuple_of
 from alexnet_jax.runtime.errors import UserError
 
 _logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig(Section):
+    """The section `log`."""
+
+    tensorboard: bool = field(boolean, role=PLACE)
+    progress_bar: bool = field(boolean, role=PLACE)
+    profile_steps: tuple[int, int] = field(
+        tuple_of(
+            lambda v: is_integer(v) and v >= 0,
+            2,
+            words='(first step, last step); (0, 0) for none',
+        ),
+        role=PLACE,
+    )
+
+    def check(self) -> None:
+        """Raise UserError for a profile that ends before it begins."""
+        if self.profile_steps[0] > self.profile_steps[1]:
+            raise UserError(
+                f'config.log.profile_steps = {self.profile_steps} must be (first step, last step)'
+            )
+
+
 class RunLog:
-    """Writes what happens in a run, of several processes the first one; fed by the `log` section.
+    """Writes what happens in a run; of several processes only the first one writes.
 
     `metrics.jsonl` has one flat object a line: step, epoch, kind ('train', 'eval' or 'event'),
     time_s (seconds of this run, earlier starts included), then the metrics under their names.
@@ -31,29 +55,28 @@ class RunLog:
     def __init__(
         self,
         workdir: epath.Path,
+        config: LogConfig,
         *,
         start_step: int,
         total_steps: int,
-        tensorboard: bool,
-        progress_bar: bool,
-        profile_steps: tuple[int, int],
     ) -> None:
         first = jax.process_index() == 0
         path = workdir / 'metrics.jsonl'
         earlier_s = _drop_rows_after(path, start_step) if first else 0.0
         self._file = path.open('a') if first else open(os.devnull, 'w')  # noqa: SIM115
         self._began = time.monotonic() - earlier_s
-        with_board = first and tensorboard
+        with_board = first and config.tensorboard
         self._board = _open_board(workdir / 'tensorboard', start_step) if with_board else None
         self._bar = tqdm.tqdm(
             total=total_steps,
             initial=start_step,
             unit='step',
             dynamic_ncols=True,
-            disable=None if first and progress_bar else True,  # None: shown on a terminal only
+            # None: shown on a terminal only
+            disable=None if first and config.progress_bar else True,
         )
         self._total_steps = total_steps
-        self._profile_steps = profile_steps if first else (0, 0)
+        self._profile_steps = config.profile_steps if first else (0, 0)
         self._profile_dir = workdir / 'profile'
         self._profiling = False
         self._spent: dict[str, float] = collections.defaultdict(float)
@@ -184,41 +207,11 @@ def read_rows(path: epath.Path) -> list[dict[str, Any]]:
     return rows
 
 
-def epoch_means(epochs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for each epoch, the mean of where its steps ended and the mean of their values.
-
-    `epochs` [n] is where each step ended, so epoch e (from 0) holds those in (e, e + 1].
-    """
-    which = np.ceil(epochs).astype(int) - 1
-    of_epoch = [which == epoch for epoch in np.unique(which)]
-    where, means = (np.array([x[steps].mean() for steps in of_epoch]) for x in (epochs, values))
-    return where, means
-
-
-def training_error(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the middle of each epoch and the mean top-1 error of its logged steps.
-
-    It is of the batches as they were learned from, not of one network on the whole set. An epoch
-    with less than half of the steps of another is left out: a last step may reach into the next.
-    """
-    logged = [(row['epoch'], row['train/top1_error']) for row in rows if 'train/top1_error' in row]
-    epochs, errors = np.array(logged, float).reshape(-1, 2).T
-    _, which, steps = np.unique(np.ceil(epochs), return_inverse=True, return_counts=True)
-    whole = (2 * steps >= steps.max(initial=0))[which]
-    return epoch_means(epochs[whole], errors[whole])
-
-
-def epochs_to_error(rows: Sequence[Mapping[str, Any]], error: float) -> float | None:
-    """Return the epoch at which `training_error` falls to `error`; None if it does not.
-
-    Between the means of the epochs are straight lines (Paper, Fig. 1).
-    """
-    epochs, errors = training_error(rows)
-    below = np.flatnonzero(errors <= error)
-    if not below.size:
-        return None
-    around = slice(max(below[0] - 1, 0), below[0] + 1)
-    return float(np.interp(-error, -errors[around], epochs[around]))
+def initial_data(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the data set of the run that this one took its first weights from; '' for none."""
+    starts = [row for row in rows if row.get('event') == 'started']
+    # The last one: a start that was killed before its first save has left an event, too.
+    return starts[-1].get('init_data', '') if starts else ''
 
 
 def _drop_rows_after(path: epath.Path, step: int) -> float:

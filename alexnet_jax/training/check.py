@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
@@ -15,7 +14,8 @@ from alexnet_jax.input import pipeline
 from alexnet_jax.input.batch import Batch
 from alexnet_jax.parallel.collectives import Collectives
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.training.experiment import Experiment, build
+from alexnet_jax.training.config import Config
+from alexnet_jax.training.experiment import Experiment
 
 _LEFT = 0.8  # of the loss of the best answer that ignores the images
 _MEAN_OF = 5  # steps: dropout makes the loss of one step jump
@@ -59,7 +59,7 @@ class Trace(NamedTuple):
     updates: dict[str, float]  # of each kernel by one step, relative; the largest that was seen
 
 
-def check(config: ml_collections.ConfigDict, steps: int) -> None:
+def check(experiment: Experiment, steps: int) -> None:
     """Train on the first batch alone, print a table of the layers, and say whether it is learned.
 
     The configuration leaves chance when the loss falls well below that of the best answer that
@@ -68,7 +68,8 @@ def check(config: ml_collections.ConfigDict, steps: int) -> None:
     """
     if jax.process_count() > 1:
         raise UserError('--mode=check runs in one process; leave out --distributed')
-    trace = run(build(config), steps)
+    config = experiment.config
+    trace = run(experiment, steps)
     if trace.blind_loss == 0:
         raise UserError(
             f'all {config.training.batch_size} images of the first batch have one label, nothing '
@@ -110,12 +111,12 @@ def run(experiment: Experiment, steps: int) -> Trace:
     return Trace(losses, blind_loss, before, after, updates)
 
 
-def suspect(trace: Trace, config: ml_collections.ConfigDict) -> str:
+def suspect(trace: Trace, config: Config) -> str:
     """Return the first suspicious thing and its remedy in one line, in the order of the causes."""
     return next(_suspicions(trace, config))
 
 
-def _suspicions(trace: Trace, config: ml_collections.ConfigDict) -> Iterator[str]:
+def _suspicions(trace: Trace, config: Config) -> Iterator[str]:
     before, after, rate = trace.before, trace.after, config.optim.learning_rate
     low, high = _PIXEL_STD
     normal = config.model.initializer == 'normal'  # the others set the width by themselves

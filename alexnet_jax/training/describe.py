@@ -1,12 +1,12 @@
 """What a dry run prints: the resolved configuration, the mesh, the parameters, FLOPs, memory."""
 
+import json
 import math
 from collections.abc import Iterator
 
 import jax
 
-from alexnet_jax import config as config_lib
-from alexnet_jax.network.model import count_macs, training_flops
+from alexnet_jax.network.parameters import count_macs, training_flops
 from alexnet_jax.training.experiment import Experiment
 
 
@@ -14,7 +14,7 @@ def describe(experiment: Experiment) -> str:
     """Compile one training step, run nothing, and return the whole description."""
     return '\n'.join(
         [
-            config_lib.to_json(experiment.config),
+            json.dumps(experiment.config.to_dict(), indent=2, sort_keys=True),
             '',
             *_mesh_lines(experiment),
             '',

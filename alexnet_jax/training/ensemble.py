@@ -2,26 +2,29 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
+import operator
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from etils import epath
 
-from alexnet_jax import config as config_lib
 from alexnet_jax.checkpoint.manifest import parameters_sha256
 from alexnet_jax.checkpoint.pretrained import read_only, restore_network, workdir_of
 from alexnet_jax.input import sources
 from alexnet_jax.input.sources import Split
 from alexnet_jax.parallel import processes
+from alexnet_jax.runtime import config as sections
+from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.runtime.run_log import read_rows
+from alexnet_jax.runtime.run_log import initial_data, read_rows
 from alexnet_jax.training import provenance
+from alexnet_jax.training.config import Config
 from alexnet_jax.training.experiment import Experiment, build
 
 _logger = logging.getLogger(__name__)
@@ -47,7 +50,7 @@ class Member:
     search_labels: np.ndarray
 
 
-def evaluate_ensemble(config: ml_collections.ConfigDict) -> None:
+def evaluate_ensemble(config: Config) -> None:
     """Evaluate the networks of `evaluation.ensemble` as one and print a line for each and for all.
 
     Each has the network, augmentation and training split of its own configuration; data set,
@@ -61,7 +64,9 @@ def evaluate_ensemble(config: ml_collections.ConfigDict) -> None:
     """
     began = time.monotonic()
     settings = config.evaluation
-    directory = epath.Path(settings.ensemble_dir).expanduser() if settings.ensemble_dir else None
+    directory = None
+    if settings.ensemble_dir:
+        directory = storage.resolve(settings.ensemble_dir, 'config.evaluation.ensemble_dir')
     if directory and (directory / 'checkpoints').exists():
         raise UserError(
             f'config.evaluation.ensemble_dir = {directory} is the workdir of a run; name another'
@@ -147,28 +152,22 @@ def _words(metrics: Mapping[str, float]) -> str:
     return ' '.join(f'{name} {value:.4f}' for name, value in errors.items())
 
 
-def _as_trained(
-    config: ml_collections.ConfigDict, meta: Mapping[str, Any]
-) -> ml_collections.ConfigDict:
+def _as_trained(config: Config, meta: Mapping[str, Any]) -> Config:
     """Return `config` with the network, augmentation and training split of a saved run."""
-    saved = config_lib.flatten(meta['config'])
-    member = config.copy_and_resolve_references()
-    with member.unlocked(), member.ignore_type():
-        for name in config_lib.flatten(config):
-            section, _, field = name.rpartition('.')
-            own = name.startswith(('model.', 'augment.')) or name == 'data.train_split'
-            if own and name in saved:
-                target = member
-                for part in section.split('.'):
-                    target = target[part]
-                target[field] = saved[name]
-        member.data.train_examples = 0  # the run itself had the right ones
-    return member
+    ours, saved = config.to_dict(), meta['config']
+    known = sections.fields(Config)
+    for name, value in sections.flatten({k: saved[k] for k in ('model', 'augment')}).items():
+        if name in known:  # a field of an earlier release has no place here
+            *path, last = name.split('.')
+            functools.reduce(operator.getitem, path, ours)[last] = value
+    ours['data']['train_split'] = saved['data']['train_split']
+    ours['data']['train_examples'] = 0  # the run itself had the right ones
+    return Config.from_dict(ours)
 
 
-def _open_splits(config: ml_collections.ConfigDict) -> tuple[Split, Split | None]:
+def _open_splits(config: Config) -> tuple[Split, Split | None]:
     """Open the split to evaluate on, and the one to search weights on if they are searched."""
-    split = sources.open_dataset(**config.data).eval
+    split = sources.open_dataset(config.data).eval
     if config.evaluation.ensemble_weights == 'mean':
         return split, None
     if not config.evaluation.ensemble_search_split:
@@ -176,9 +175,9 @@ def _open_splits(config: ml_collections.ConfigDict) -> tuple[Split, Split | None
             'config.evaluation.ensemble_weights = search needs examples to search on; for example '
             "--config.evaluation.ensemble_search_split='train[:5%]'"
         )
-    data = config.data.copy_and_resolve_references()
-    data.update(eval_split=config.evaluation.ensemble_search_split, eval_examples=0)
-    search = sources.open_dataset(**data).eval
+    search_split = config.evaluation.ensemble_search_split
+    data = dataclasses.replace(config.data, eval_split=search_split, eval_examples=0)
+    search = sources.open_dataset(data).eval
     if search.overlaps(split):
         raise UserError(
             f'config.evaluation.ensemble_search_split = {search.name!r} has examples that are in '
@@ -187,9 +186,7 @@ def _open_splits(config: ml_collections.ConfigDict) -> tuple[Split, Split | None
     return split, search
 
 
-def _evaluate_member(
-    config: ml_collections.ConfigDict, place: str, split: Split, search: Split | None
-) -> Member:
+def _evaluate_member(config: Config, place: str, split: Split, search: Split | None) -> Member:
     with read_only(epath.Path(place), config.evaluation.checkpoint) as (checkpoints, step, meta):
         if meta['data']['train_name'] != split.full_name:
             raise UserError(
@@ -197,7 +194,7 @@ def _evaluate_member(
                 'the networks of an ensemble share one data set'
             )
         experiment = build(_as_trained(config, meta))
-        params = restore_network(experiment, checkpoints, step, place)
+        params = restore_network(experiment.abstract_state().params, checkpoints, step, place)
     provenance.require_same_in_all_processes(experiment, 'evaluate')
     outputs, labels = _predict(experiment, params, split)
     search_outputs, search_labels = _predict(experiment, params, search) if search else ({}, labels)
@@ -208,21 +205,13 @@ def _evaluate_member(
         epoch=step * meta['config']['training']['batch_size'] / examples,
         sha256=parameters_sha256(params),
         config=meta['config'],
-        init_data=_init_data(epath.Path(place)),
+        init_data=initial_data(read_rows(workdir_of(epath.Path(place)) / 'metrics.jsonl')),
         experiment=experiment,
         outputs=outputs,
         labels=labels,
         search_outputs=search_outputs,
         search_labels=search_labels,
     )
-
-
-def _init_data(place: epath.Path) -> str:
-    """Return the data set of the run that a member's run began from, '' for none."""
-    rows = read_rows(workdir_of(place) / 'metrics.jsonl')
-    starts = [row for row in rows if row.get('event') == 'started']
-    # The last one: what was killed before its first save has left one, too.
-    return starts[-1].get('init_data', '') if starts else ''
 
 
 def _require_different(members: Sequence[Member]) -> None:

@@ -1,6 +1,7 @@
 """Exact top-1 and top-5 errors: every example once, by one centre crop or the paper's ten views."""
 
 import collections
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,9 +13,34 @@ import optax
 from alexnet_jax.input.augment import Augment
 from alexnet_jax.input.batch import Batch, Statistics
 from alexnet_jax.network.model import AlexNet
+from alexnet_jax.runtime.config import PLACE, SCHEDULE, Section, field, integer, one_of, text
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.storage import path_field, paths_field
 from alexnet_jax.training.step import copy_rows
 
 _IN_FLIGHT = 2  # batches on the devices at a time; more would only fill their memory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(Section):
+    """The section `evaluation`."""
+
+    batch_size: int = field(integer(1), role=PLACE)
+    views: int = field(one_of(1, 10), role=SCHEDULE)
+    final_views: int = field(one_of(1, 10), role=SCHEDULE)
+    checkpoint: str = field(one_of('latest', 'best'), role=SCHEDULE)
+    ensemble: tuple[str, ...] = field(paths_field, role=SCHEDULE)
+    ensemble_weights: str = field(one_of('mean', 'search'), role=SCHEDULE)
+    ensemble_search_split: str = field(text, role=SCHEDULE)
+    ensemble_dir: str = field(path_field, role=PLACE)
+
+    def check(self) -> None:
+        """Raise UserError for a split to search weights on where none are searched."""
+        if self.ensemble_search_split and self.ensemble_weights == 'mean':
+            raise UserError(
+                'config.evaluation.ensemble_search_split is not used by ensemble_weights = '
+                "'mean'; set ensemble_weights='search' or take the split away"
+            )
 
 
 def eval_step(

@@ -3,32 +3,33 @@
 import logging
 
 import jax
-import ml_collections
 from etils import epath
 
-from alexnet_jax import config as config_lib
 from alexnet_jax.checkpoint.manifest import parameters_sha256
 from alexnet_jax.checkpoint.pretrained import read_only, restore_network
+from alexnet_jax.runtime.config import differences
 from alexnet_jax.training import provenance
-from alexnet_jax.training.experiment import build
+from alexnet_jax.training.config import Config
+from alexnet_jax.training.experiment import Experiment
 
 _logger = logging.getLogger(__name__)
 
 
-def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+def evaluate_checkpoint(experiment: Experiment, workdir: epath.Path) -> None:
     """Evaluate the checkpoint that `evaluation.checkpoint` names and print one line.
 
     The line is `step N sha256 HEX top1_error X top5_error Y`, then the ten views' if asked for.
     Raises UserError when there is no sound checkpoint, or it is of another network.
     """
-    experiment = build(config)
+    config = experiment.config
     provenance.require_same_in_all_processes(experiment, 'evaluate')
     with read_only(workdir, config.evaluation.checkpoint) as (checkpoints, step, meta):
-        changed = config_lib.differences(meta['config'], config.to_dict())
+        changed = differences(Config, meta['config'], config.to_dict())
         for name, (before, after) in changed.items():
-            if name.startswith(('model.', 'augment.')):
+            known = before is not None and after is not None
+            if known and name.startswith(('model.', 'augment.')):
                 _logger.warning('config.%s is %r here and was %r in training', name, after, before)
-        params = restore_network(experiment, checkpoints, step, workdir)
+        params = restore_network(experiment.abstract_state().params, checkpoints, step, workdir)
     metrics = experiment.evaluate(params, config.evaluation.final_views)
     assert metrics is not None
     digest = parameters_sha256(params)

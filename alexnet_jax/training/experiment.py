@@ -7,22 +7,23 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from alexnet_jax import config as config_lib
-from alexnet_jax.config import Plan
 from alexnet_jax.input import pipeline
 from alexnet_jax.input.augment import Augment
 from alexnet_jax.input.batch import Batch, Statistics
 from alexnet_jax.input.sources import Dataset, Split
-from alexnet_jax.network.model import AlexNet, count_macs
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.network.parameters import count_macs
 from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.parallel import processes
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training import dataset as dataset_lib
+from alexnet_jax.training.config import Config
 from alexnet_jax.training.evaluate import eval_step, evaluate, probability_step
 from alexnet_jax.training.optim import Optimizer, make_optimizer
+from alexnet_jax.training.plan import Plan, make_plan
 from alexnet_jax.training.step import TrainState, init_state, state_specs, train_step
 
 _LARGE_PX = 1024  # something is left of it for every layer
@@ -31,9 +32,12 @@ BATCH_SPECS = Batch(images=mesh_lib.IMAGES, labels=mesh_lib.LABELS, mask=mesh_li
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-    """The parts of one run. `dataset` and `statistics` are None in a dry run without data."""
+    """The parts of one run. `dataset` and `statistics` are None in a dry run without data.
 
-    config: ml_collections.ConfigDict
+    What `config` leaves to the data (the classes, the split to evaluate on) is filled in there.
+    """
+
+    config: Config
     mesh: Mesh
     plan: Plan
     image_shape: tuple[int, ...]  # of the stored images
@@ -46,12 +50,7 @@ class Experiment:
     @property
     def crop_shape(self) -> tuple[int, ...]:
         """What the network sees: (crop_px, crop_px, channels)."""
-        return (self.augment.crop_px, self.augment.crop_px, self.image_shape[-1])
-
-    @property
-    def float_dtype(self) -> np.dtype:
-        """Dtype of weights and statistics: float64 for a float64 network, else float32."""
-        return np.dtype('float64' if self.config.model.dtype == 'float64' else 'float32')
+        return (*2 * (self.config.augment.crop_px,), self.image_shape[-1])
 
     @functools.cached_property
     def specs(self) -> TrainState:
@@ -72,7 +71,8 @@ class Experiment:
     def statistics(self) -> Statistics:
         """Mean image and colour statistics on every device, float64 for a float64 network."""
         everywhere = NamedSharding(self.mesh, mesh_lib.REPLICATED)
-        arrays = jax.tree.map(lambda x: np.asarray(x, self.float_dtype), self.host_statistics)
+        dtype = self.config.model.param_dtype
+        arrays = jax.tree.map(lambda x: np.asarray(x, dtype), self.host_statistics)
         return jax.tree.map(lambda x: jax.device_put(x, everywhere), processes.same_arrays(arrays))
 
     def _init(self) -> TrainState:
@@ -102,7 +102,7 @@ class Experiment:
         everywhere = NamedSharding(self.mesh, mesh_lib.REPLICATED)
         statistics = Statistics(
             *(
-                jax.ShapeDtypeStruct(shape, self.float_dtype, sharding=everywhere)
+                jax.ShapeDtypeStruct(shape, self.config.model.param_dtype, sharding=everywhere)
                 for shape in (self.image_shape, (channels, channels), (channels,))
             )
         )
@@ -192,30 +192,26 @@ class Experiment:
             )
 
 
-def build(
-    config: ml_collections.ConfigDict, *, with_data: bool = True, mesh: Mesh | None = None
-) -> Experiment:
-    """Make the parts of a validated configuration; raise UserError for what does not fit.
+def build(config: Config, *, with_data: bool = True, mesh: Mesh | None = None) -> Experiment:
+    """Make the parts of a run; raise UserError for what does not fit.
 
     With `with_data=False` the data set is not opened and its sizes are those that the `data`
     section expects. `mesh` takes the place of that of the `parallel` section.
     """
-    mesh = mesh or mesh_lib.make_mesh(**config.parallel, towers=config.model.towers)
+    mesh = mesh or mesh_lib.make_mesh(config.parallel, config.model.towers)
+    training = config.training
     mesh_lib.check_batch(
-        mesh,
-        config.training.batch_size,
-        config.training.accumulation_steps,
-        'training.batch_size',
+        mesh, training.batch_size, training.accumulation_steps, 'training.batch_size'
     )
     mesh_lib.check_batch(mesh, config.evaluation.batch_size, 1, 'evaluation.batch_size')
     if with_data:
-        dataset, statistics = pipeline.load(**config.data)
+        dataset, statistics = dataset_lib.load(config.data)
         image_shape, num_examples = dataset.image_shape, len(dataset.train)
-        check_classes(dataset, config.model.num_classes)
+        config = _fill_in(config, dataset)
     else:
         dataset, statistics = None, None
         image_shape, num_examples = config.data.image_shape, config.data.train_examples
-    plan = config_lib.make_plan(**config.training, num_examples=num_examples)
+    plan = make_plan(training, num_examples)
     experiment = Experiment(
         config=config,
         mesh=mesh,
@@ -223,22 +219,35 @@ def build(
         image_shape=image_shape,
         dataset=dataset,
         host_statistics=statistics,
-        model=AlexNet(
-            **config.model.to_dict(),
-            collectives=mesh_lib.collectives(mesh, config.parallel.backend),
-        ),
-        optimizer=make_optimizer(
-            **config.optim, batch_size=plan.batch_size, first_step=plan.first_step
-        ),
-        augment=Augment(**config.augment, first_step=plan.first_step),
+        model=AlexNet(config.model, mesh_lib.collectives(mesh, config.parallel.backend)),
+        optimizer=make_optimizer(config.optim, plan),
+        augment=Augment(config.augment, plan.first_step(config.augment.colour_epochs)),
     )
-    check_sizes(experiment)
+    _check_sizes(experiment)
     return experiment
 
 
-def check_sizes(experiment: Experiment) -> None:
+def _fill_in(config: Config, dataset: Dataset) -> Config:
+    """Return the configuration with what it leaves to the data.
+
+    Raises UserError unless the network has one output for each class.
+    """
+    classes = config.model.num_classes or dataset.num_classes
+    if dataset.num_classes != classes:
+        raise UserError(
+            f'config.model.num_classes = {classes}, but {dataset.full_name} has '
+            f'{dataset.num_classes} classes; set --config.model.num_classes={dataset.num_classes}'
+        )
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, num_classes=classes),
+        data=dataclasses.replace(config.data, eval_split=dataset.eval.name),
+    )
+
+
+def _check_sizes(experiment: Experiment) -> None:
     """Raise UserError unless the crop fits the images and leaves something for each layer."""
-    crop_px, shape = experiment.augment.crop_px, experiment.image_shape
+    crop_px, shape = experiment.config.augment.crop_px, experiment.image_shape
     if crop_px > min(shape[:2]):
         raise UserError(
             f'config.augment.crop_px = {crop_px} is larger than the images, {shape}; lower it'
@@ -254,12 +263,3 @@ def check_sizes(experiment: Experiment) -> None:
                 f'config.augment.crop_px = {crop_px} leaves nothing for {name} to see; raise it '
                 'or lower the strides and windows of model.conv1 to model.conv6'
             )
-
-
-def check_classes(dataset: Dataset, num_classes: int) -> None:
-    """Raise UserError unless the network has one output for each class of the data."""
-    if dataset.num_classes != num_classes:
-        raise UserError(
-            f'config.model.num_classes = {num_classes}, but {dataset.full_name} has '
-            f'{dataset.num_classes} classes; set --config.model.num_classes={dataset.num_classes}'
-        )

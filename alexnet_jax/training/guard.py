@@ -45,8 +45,6 @@ def workdir_lock(workdir: epath.Path, wait_s: float = _LOCK_WAIT_S) -> Iterator[
 @contextlib.contextmanager
 def _lock(workdir: epath.Path, wait_s: float) -> Iterator[None]:
     """Lock the file for this process, and write into it who that is."""
-    if '://' in str(workdir):
-        raise UserError(f'--workdir={workdir} is not a local directory; only those were tried')
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = open(workdir / 'LOCK', 'a+')  # noqa: SIM115

@@ -6,36 +6,33 @@ import dataclasses
 from typing import Any
 
 import jax
-import ml_collections
 from etils import epath
 
-from alexnet_jax import config as config_lib
 from alexnet_jax.checkpoint import pretrained
 from alexnet_jax.checkpoint.checkpoints import Checkpoints
 from alexnet_jax.runtime import memory
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.run_log import RunLog
 from alexnet_jax.training import guard, provenance
-from alexnet_jax.training.experiment import Experiment, build
+from alexnet_jax.training.experiment import Experiment
 from alexnet_jax.training.step import TrainState
 
 _IN_FLIGHT = 2  # steps dispatched ahead of the one whose loss is looked at
 
 
-def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> int:
+def train(experiment: Experiment, workdir: epath.Path) -> int:
     """Train until the configured end, from the newest checkpoint if there is one.
 
     Returns the exit code: 0, or 128 + the signal's number after a signal, the state saved.
     Raises UserError for what the user can mend.
     """
-    experiment = build(config)
     provenance.require_same_in_all_processes(experiment, 'train')
-    plan = experiment.plan
+    config, plan = experiment.config, experiment.plan
     with contextlib.ExitStack() as stack:
         stack.enter_context(guard.workdir_lock(workdir))
         watchdog = stack.enter_context(guard.Watchdog(workdir, config.training.watchdog_s))
         stop = stack.enter_context(guard.StopSignal())
-        checkpoints = stack.enter_context(Checkpoints(workdir, **config.checkpoint))
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
         state, start, evaluated, event = _resume_or_init(experiment, checkpoints)
         if start > plan.total_steps or (start == plan.total_steps and evaluated):
             if jax.process_index() == 0:
@@ -44,7 +41,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> int:
         if jax.process_index() == 0:
             provenance.save(experiment, workdir)
         log = stack.enter_context(
-            RunLog(workdir, start_step=start, total_steps=plan.total_steps, **config.log)
+            RunLog(workdir, config.log, start_step=start, total_steps=plan.total_steps)
         )
         run = _Run(experiment, checkpoints, log, stop, watchdog)
         log.event(start, plan.epoch(start), **event)
@@ -152,7 +149,10 @@ def _resume_or_init(
     if restored is None:
         state, event = experiment.init_state(), {'name': 'started', **_devices(experiment)}
         if source := experiment.config.training.init_from:
-            params, loaded = pretrained.init_params(experiment, state.params, source)
+            assert experiment.dataset is not None
+            classes = str(experiment.dataset.fingerprint()['class_names'])
+            wanted = experiment.abstract_state().params
+            params, loaded = pretrained.init_params(wanted, state.params, source, classes)
             state, event = state.replace(params=params), {**event, **loaded}
         return state, 0, False, event
     event = {'name': 'resumed', **_devices(experiment), **changes}
@@ -161,7 +161,7 @@ def _resume_or_init(
 
 def _check_same_run(experiment: Experiment, meta: dict[str, Any]) -> dict[str, str]:
     """Return what changed since the checkpoint; raise UserError for what must not."""
-    changes = config_lib.changes_on_resume(meta['config'], experiment.config.to_dict())
+    changes = experiment.config.changes_since(meta['config'])
     assert experiment.dataset is not None
     for name, value in experiment.dataset.fingerprint().items():
         if not name.startswith('eval_') and meta['data'].get(name) != value:

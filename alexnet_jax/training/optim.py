@@ -19,7 +19,89 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import ReduceLROnPlateauState, reduce_on_plateau
 
+from alexnet_jax.network.specification import CONVOLUTIONS
+from alexnet_jax.runtime.config import (
+    SCHEDULE,
+    Rule,
+    Section,
+    boolean,
+    field,
+    integer,
+    is_number,
+    number,
+    one_of,
+    tuple_of,
+)
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.plan import Plan
+
 _SOME_GAIN = 1e-30  # optax refuses 0, which here means: any gain at all
+
+
+_LAYERS = (*CONVOLUTIONS, 'fc6', 'fc7', 'fc8')
+_PARAMETERS = {*_LAYERS, 'kernel', 'bias'} | {
+    f'{layer}.{kind}' for layer in _LAYERS for kind in ('kernel', 'bias')
+}
+
+
+def _is_rate(value: Any) -> bool:
+    return is_number(value) and value >= 0
+
+
+_multipliers = tuple_of(
+    lambda v: isinstance(v, tuple) and len(v) == 2 and v[0] in _PARAMETERS and _is_rate(v[1]),
+    words="a tuple of (layer, 'kernel', 'bias' or 'conv1.bias', factor), such as (('bias', 2.0),)",
+)
+_events = tuple_of(
+    lambda v: (
+        isinstance(v, tuple)
+        and len(v) == 3
+        and _is_rate(v[0])
+        and v[1] in ('all', *_LAYERS)
+        and _is_rate(v[2])
+    ),
+    words="a tuple of (epoch, layer or 'all', rate), such as ((25, 'all', 0.001),)",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig(Section):
+    """The section `optim`; a resumed run may change all of it."""
+
+    learning_rate: float = field(number(0.0), resume=True)
+    reference_batch: int = field(integer(0), resume=True)
+    warmup_epochs: float = field(number(0.0), resume=True)
+    momentum: float = field(number(0.0, below=1.0), resume=True)
+    weight_decay: float = field(number(0.0), resume=True)
+    rate_inside_velocity: bool = field(boolean, resume=True)
+    lars_trust_coefficient: float = field(number(0.0), resume=True)
+    lr_multipliers: tuple[tuple[str, float], ...] = field(_multipliers, resume=True)
+    weight_decay_multipliers: tuple[tuple[str, float], ...] = field(_multipliers, resume=True)
+    schedule: str = field(one_of('constant', 'steps', 'plateau'), role=SCHEDULE)
+    drop_factor: float = field(
+        Rule(lambda v: is_number(v) and 0 < v < 1, 'between 0 and 1'), role=SCHEDULE
+    )
+    milestone_epochs: tuple[float, ...] = field(
+        tuple_of(lambda v: is_number(v) and v > 0, words='a tuple of epochs above 0'),
+        role=SCHEDULE,
+    )
+    plateau_patience: int = field(integer(1), role=SCHEDULE)
+    plateau_min_delta: float = field(number(0.0), role=SCHEDULE)
+    plateau_max_drops: int = field(integer(0), role=SCHEDULE)
+    events: tuple[tuple[float, str, float], ...] = field(_events, role=SCHEDULE)
+
+    def check(self) -> None:
+        """Raise UserError for drops that would never come: such a run trains on and looks well."""
+        if self.schedule == 'steps' and not self.milestone_epochs:
+            raise UserError(
+                "config.optim.schedule = 'steps' without config.optim.milestone_epochs never "
+                "drops; set those, or schedule='constant'"
+            )
+        if self.schedule == 'plateau' and self.milestone_epochs:
+            raise UserError(
+                f'config.optim.milestone_epochs = {self.milestone_epochs} is not used by schedule '
+                "= 'plateau'; set schedule='steps' or milestone_epochs=()"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +114,7 @@ class Optimizer:
     uses_plateau: bool
     patience: int
     events: tuple[tuple[int, str, float], ...]  # (first step, layer or 'all', rate), in order
-    factors: tuple[tuple[str, float], ...]
+    multipliers: tuple[tuple[str, float], ...]
     warmup_steps: int
 
     def init_plateau(self) -> ReduceLROnPlateauState:
@@ -55,7 +137,7 @@ class Optimizer:
         def own(path: Any, _: Any) -> jax.Array:
             layer, kind = (key.key for key in path)
             rate = self._after_events(common, layer, step)
-            factor = _factor(self.factors, layer, kind)
+            factor = _factor(self.multipliers, layer, kind)
             return rate if factor == 1 else rate * factor
 
         return jax.tree_util.tree_map_with_path(own, params)
@@ -91,82 +173,53 @@ class Optimizer:
         return jax.jit(lambda state, error: self.plateau.update(zero, state, value=error)[1])
 
 
-def make_optimizer(
-    *,
-    learning_rate: float,
-    reference_batch: int,
-    warmup_epochs: float,
-    momentum: float,
-    weight_decay: float,
-    decay_factors: tuple[tuple[str, float], ...],
-    rate_inside_velocity: bool,
-    lars_trust: float,
-    rate_factors: tuple[tuple[str, float], ...],
-    schedule: str,
-    drop_factor: float,
-    drop_epochs: tuple[float, ...],
-    plateau_evaluations: int,
-    plateau_min_gain: float,
-    plateau_drops: int,
-    events: tuple[tuple[float, str, float], ...],
-    batch_size: int,
-    first_step: Callable[[float], int],
-) -> Optimizer:
-    """Build the optimizer from the `optim` section.
+def make_optimizer(config: OptimConfig, plan: Plan) -> Optimizer:
+    """Build the optimizer of a run.
 
-    `schedule`: 'constant'; 'steps' multiplies the rate by drop_factor at each of drop_epochs;
-    'plateau' does so when the evaluated top-1 error has not improved by plateau_min_gain for
-    plateau_evaluations evaluations in a row, plateau_drops times at most. Whatever the schedule
+    `schedule`: 'constant'; 'steps' multiplies the rate by drop_factor at each of milestone_epochs;
+    'plateau' does so when the evaluated top-1 error has not improved by plateau_min_delta for
+    plateau_patience evaluations in a row, plateau_max_drops times at most. Whatever the schedule
     says, an event (epoch, layer, rate) sets a layer's rate from that epoch on; one for 'all' sets
-    that of the layers without an event of their own. `first_step` turns an epoch into a step.
+    that of the layers without an event of their own.
     """
-    scale = batch_size / reference_batch if reference_batch else 1.0
+    scale = plan.batch_size / config.reference_batch if config.reference_batch else 1.0
     drops: dict[int, float] = {}
-    for epoch in drop_epochs if schedule == 'steps' else ():
-        step = first_step(epoch)
-        drops[step] = drops.get(step, 1.0) * drop_factor
+    for epoch in config.milestone_epochs if config.schedule == 'steps' else ():
+        step = plan.first_step(epoch)
+        drops[step] = drops.get(step, 1.0) * config.drop_factor
     return Optimizer(
-        rule=update_rule(
-            momentum=momentum,
-            weight_decay=weight_decay,
-            decay_factors=decay_factors,
-            rate_inside_velocity=rate_inside_velocity,
-            lars_trust=lars_trust,
-        ),
-        schedule=optax.piecewise_constant_schedule(learning_rate * scale, drops),
+        rule=update_rule(config),
+        schedule=optax.piecewise_constant_schedule(config.learning_rate * scale, drops),
         plateau=reduce_on_plateau(
-            factor=drop_factor,
-            patience=plateau_evaluations,
+            factor=config.drop_factor,
+            patience=config.plateau_patience,
             rtol=0.0,
-            atol=max(plateau_min_gain, _SOME_GAIN),
-            min_scale=drop_factor**plateau_drops,
+            atol=max(config.plateau_min_delta, _SOME_GAIN),
+            min_scale=config.drop_factor**config.plateau_max_drops,
         ),
-        uses_plateau=schedule == 'plateau',
-        patience=plateau_evaluations,
-        events=tuple((first_step(e), layer, rate * scale) for e, layer, rate in sorted(events)),
-        factors=tuple(rate_factors),
-        warmup_steps=first_step(warmup_epochs),
+        uses_plateau=config.schedule == 'plateau',
+        patience=config.plateau_patience,
+        events=tuple(
+            (plan.first_step(epoch), layer, rate * scale)
+            for epoch, layer, rate in sorted(config.events)
+        ),
+        multipliers=config.lr_multipliers,
+        warmup_steps=plan.first_step(config.warmup_epochs),
     )
 
 
-def update_rule(
-    *,
-    momentum: float,
-    weight_decay: float,
-    decay_factors: tuple[tuple[str, float], ...],
-    rate_inside_velocity: bool,
-    lars_trust: float,
-) -> optax.GradientTransformationExtraArgs:
+def update_rule(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
     """Return the update rule, by default that of Paper 5.
 
     `update` takes two extra arguments: `learning_rates`, a tree like the parameters, and
     `sum_over_mesh`, which adds up such a tree of numbers over the devices that split a parameter.
     """
-    velocity = [_scale_by_given_rates(), optax.trace(momentum)]
+    velocity = [_scale_by_given_rates(), optax.trace(config.momentum)]
+    trust = config.lars_trust_coefficient
     return optax.chain(
-        _add_decay(weight_decay, decay_factors),
-        *([_scale_by_trust_ratio(lars_trust)] if lars_trust else []),
-        *(velocity if rate_inside_velocity else velocity[::-1]),
+        _add_decay(config.weight_decay, config.weight_decay_multipliers),
+        *([_scale_by_trust_ratio(trust)] if trust else []),
+        *(velocity if config.rate_inside_velocity else velocity[::-1]),
     )
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import importlib.metadata
+import io
+import itertools
 import json
 import pathlib
 import platform
@@ -9,10 +11,13 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
+import numpy as np
 from etils import epath
 
-from alexnet_jax import config as config_lib
 from alexnet_jax.parallel import processes
+from alexnet_jax.preparation import photographs
+from alexnet_jax.runtime.config import flatten
 from alexnet_jax.training.experiment import Experiment
 
 _PACKAGES = (
@@ -28,27 +33,55 @@ _SOURCE = pathlib.Path(__file__).parents[1]
 
 
 def save(experiment: Experiment, workdir: epath.Path) -> None:
-    """Save the resolved configuration and what it runs on beside the metrics."""
-    (workdir / 'config.json').write_text(config_lib.to_json(experiment.config))
-    try:
-        git = subprocess.run(
-            ['git', 'describe', '--always', '--dirty'],
-            cwd=_SOURCE,
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout.strip()
-    except OSError:
-        git = ''
+    """Save what a start of a run rests on, beside its metrics.
+
+    `config.json`, the resolved configuration, and `environment.json`, the versions, arguments and
+    devices, are those of the newest start; `starts/N` keeps both of each start, N from 1. `data`
+    holds what is needed to use the network when the data set is gone: `statistics.npz`, the mean
+    image and the colour statistics, and `data.json`, the names of the classes, what identifies the
+    data, and how they were prepared where that is known.
+    """
     environment = {
         'arguments': sys.argv[1:],
-        'git': git or 'unknown',
+        'git': _git_revision(),
         'python': platform.python_version(),
         'platform': platform.platform(),
         'packages': _versions(),
         'devices': [str(device.device_kind) for device in experiment.mesh.devices.flat],
     }
-    (workdir / 'environment.json').write_text(json.dumps(environment, indent=2))
+    start = next(
+        directory
+        for count in itertools.count(1)
+        if not (directory := workdir / 'starts' / str(count)).exists()
+    )
+    config = json.dumps(experiment.config.to_dict(), indent=2, sort_keys=True)
+    for directory in (start, workdir):
+        _write(directory / 'config.json', config.encode())
+        _write(directory / 'environment.json', json.dumps(environment, indent=2).encode())
+    _save_data(experiment, workdir / 'data')
+
+
+def _save_data(experiment: Experiment, directory: epath.Path) -> None:
+    dataset = experiment.dataset
+    assert dataset is not None
+    about = {
+        'class_names': dataset.class_names,
+        'fingerprint': dataset.fingerprint(),
+        'preparation': photographs.read_settings(dataset.directory),
+    }
+    _write(directory / 'data.json', json.dumps(about, indent=1).encode())
+    arrays = jax.tree.map(np.asarray, experiment.host_statistics._asdict())  # pyright: ignore
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    _write(directory / 'statistics.npz', buffer.getvalue())
+
+
+def _write(path: epath.Path, content: bytes) -> None:
+    """Write a file under a temporary name first: what a kill leaves is the old one or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'{path.name}.tmp')
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 def require_same_in_all_processes(experiment: Experiment, mode: str) -> None:
@@ -59,12 +92,21 @@ def require_same_in_all_processes(experiment: Experiment, mode: str) -> None:
     """
     assert experiment.dataset is not None
     facts: dict[str, Any] = {'--mode': mode}
-    facts |= {f'config.{k}': v for k, v in config_lib.flatten(experiment.config).items()}
+    facts |= {f'config.{k}': v for k, v in flatten(experiment.config.to_dict()).items()}
     del facts['config.data.dir']
     facts |= {f'the data set, its {k},': v for k, v in experiment.dataset.fingerprint().items()}
     facts |= {f'the version of {k}': v for k, v in _versions().items()}
     facts['the digest of the source of alexnet_jax'] = _source_digest()
     processes.require_same(facts)
+
+
+def _git_revision() -> str:
+    command = ['git', 'describe', '--always', '--dirty']
+    try:
+        done = subprocess.run(command, cwd=_SOURCE, capture_output=True, text=True, check=False)
+    except OSError:
+        return 'unknown'
+    return done.stdout.strip() or 'unknown'
 
 
 def _versions() -> dict[str, str]:

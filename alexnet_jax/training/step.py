@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.input.augment import Augment
 from alexnet_jax.input.batch import Batch, Statistics
-from alexnet_jax.network.model import AlexNet, abstract_variables, init_parameters
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.network.parameters import abstract_variables, init_parameters
 from alexnet_jax.training.optim import Optimizer
 
 

@@ -1,24 +1,24 @@
 #!/bin/bash
-# Fill in jobset_gpu.yaml or jobset_tpu.yaml and hand it to the cluster.
+# Fill in jobset_gpu.yaml or jobset_tpu.yaml and submit it to the cluster.
 #
 #   NAME=run1 IMAGE=registry/alexnet_jax:1 NODES=2 DEVICES=8 DATA_CLAIM=imagenet WORK_CLAIM=runs \
 #       launch/k8s/submit.sh gpu --config=configs/alexnet.py [--config.section.field=value ...]
 #
-# What follows `gpu` or `tpu` goes to alexnet_jax.main, the workdir and the data directory excepted.
-# KUBECTL=cat shows what would be submitted. README.md says what the cluster needs.
+# What follows `gpu` or `tpu` goes to alexnet_jax.main; the workdir and the data directory are set
+# here. KUBECTL=cat shows what would be submitted. docs/clusters.md says what the cluster needs.
 set -euo pipefail
 
-# Everybody sets these.
+# These must be set.
 : "${NAME:?of the run, and of its workdir: lower-case letters, digits and hyphens}"
 : "${IMAGE:?the image that launch/Dockerfile makes, in a registry that the cluster reads}"
 : "${DATA_CLAIM:?the PersistentVolumeClaim with the prepared data sets}"
 : "${WORK_CLAIM:?the PersistentVolumeClaim for the workdirs, ReadWriteMany}"
 # Sizes.
-NODES=${NODES:-1}               # one process on each; of one slice, for TPUs
-DEVICES=${DEVICES:-8}           # of a node
-CPUS=${CPUS:-32}                # of a node, for reading data
-MEMORY=${MEMORY:-128Gi}         # of a node
-# TPUs only: https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
+NODES=${NODES:-1}               # one process runs on each; for TPUs, the hosts of one slice
+DEVICES=${DEVICES:-8}           # GPUs or TPU chips of each node
+CPUS=${CPUS:-32}                # for each node; reading data needs them
+MEMORY=${MEMORY:-128Gi}         # for each node
+# For TPUs only: https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
 SLICES=${SLICES:-1}
 TPU_TYPE=${TPU_TYPE:-tpu-v6e-slice}
 TPU_TOPOLOGY=${TPU_TOPOLOGY:-2x4}
@@ -26,8 +26,8 @@ TPU_TOPOLOGY=${TPU_TOPOLOGY:-2x4}
 NAMESPACE=${NAMESPACE:-default}
 QUEUE=${QUEUE:-alexnet}         # a LocalQueue of Kueue; without Kueue the label means nothing
 MAX_RESTARTS=${MAX_RESTARTS:-10}
-GRACE_S=${GRACE_S:-300}         # from SIGTERM to SIGKILL: a step and a save must fit
-KUBECTL=${KUBECTL:-kubectl create --filename=-}  # create: a name that is taken is refused
+GRACE_S=${GRACE_S:-300}         # from SIGTERM to SIGKILL: a step and a save must fit into it
+KUBECTL=${KUBECTL:-kubectl create --filename=-}  # `create` refuses a name that is in use
 
 case ${1:-} in
   gpu | tpu) template=$(<"$(dirname "${BASH_SOURCE[0]}")/jobset_$1.yaml") ;;
@@ -35,7 +35,7 @@ case ${1:-} in
 esac
 shift
 
-# One YAML string an argument: in single quotes nothing has a meaning but the quote itself.
+# Each argument becomes one YAML string: within single quotes only the quote itself has a meaning.
 ARGUMENTS=''
 for argument in "$@"; do ARGUMENTS+="'${argument//\'/\'\'}', "; done
 

@@ -1,23 +1,23 @@
 #!/bin/bash
-# Keep a run going on a spot TPU VM until it is done: make the VM anew when it is taken away, start
-# the run again when it ends with 75, 134, 137 or 143, stop at 1 and 2.
+# Keep a run going on a spot TPU VM until it is done: create the VM again when it is taken away, start
+# the run again when it ends with 75, 134, 137 or 143, and stop when it ends with 1 or 2.
 #
 #   NAME=alexnet ZONE=us-central1-a TYPE=v5litepod-16 launch/tpu_vm/babysit.sh \
 #       --config=configs/alexnet.py --workdir=/mnt/runs/one --data_dir=/mnt/data
 #
-# Leave it in tmux on a machine that stays on. What create.sh reads may be set here as well.
+# Leave it running in tmux on a machine that stays on. The variables of create.sh may be set as well.
 set -uo pipefail
 
 : "${NAME:?of the TPU VM}" "${ZONE:?where the TPUs are}" "${TYPE:?for example v5litepod-16}"
-MAX_STARTS=${MAX_STARTS:-50}  # of the run, and tries to make a VM
+MAX_STARTS=${MAX_STARTS:-50}  # of the run; an attempt to create the VM counts as one
 POLL_S=${POLL_S:-60}
-MAX_SILENCE=${MAX_SILENCE:-10}  # polls without an answer of any host, then the VM is made anew
+MAX_SILENCE=${MAX_SILENCE:-10}  # after so many polls without an answer, the VM is created again
 here=$(dirname "${BASH_SOURCE[0]}")
 export NAME ZONE TYPE
 
 say() { echo "$(date '+%F %T') $*" >&2; }
 
-# Print what is with the VM: its state in Google's words, GONE, or UNKNOWN when nobody answers.
+# Print the state of the VM: Google's word for it, GONE, or UNKNOWN when there is no answer.
 vm() {
   local answer
   if answer=$(gcloud compute tpus tpu-vm describe "$NAME" --zone="$ZONE" --format='value(state)' 2>&1); then
@@ -29,7 +29,7 @@ vm() {
   fi
 }
 
-# Print what is with the run: running, none, silent, or the exit code that counts most.
+# Print the state of the run: running, none, silent, or the exit code that counts most.
 run() {
   local states
   states=$("$here/run.sh" state 2>/dev/null | sed -n 's/^state //p')
@@ -52,7 +52,7 @@ while true; do
     READY) state=$(run) ;;
     GONE | PREEMPTED | TERMINATED | STOPPED) state=lost ;;
     UNKNOWN) say "Google does not answer" ;;
-    *) ;;  # it is being made or mended
+    *) ;;  # it is being created or repaired
   esac
   if [[ $state == silent ]]; then silence=$((silence + 1)); else silence=0; fi
   if ((silence > MAX_SILENCE)); then state=lost silence=0; fi

@@ -1,17 +1,17 @@
 #!/bin/bash
-# Make a TPU VM and put this checkout, as it is committed, on each of its hosts.
+# Create a TPU VM and copy the committed state of this checkout to each of its hosts.
 #
 #   NAME=alexnet ZONE=us-central1-a TYPE=v5litepod-16 launch/tpu_vm/create.sh
 #
-# STARTUP_SCRIPT names a file that root runs on each host at each boot: it mounts the prepared data
-# and a shared disk (Filestore) for the workdir, for each host writes its part of a checkpoint.
+# STARTUP_SCRIPT names a script that root runs on each host at each boot: it must mount the prepared
+# data and a shared disk (Filestore) for the workdir, because each host writes its part of a checkpoint.
 set -euo pipefail
 
 : "${NAME:?of the TPU VM}" "${ZONE:?where the TPUs are}" "${TYPE:?for example v5litepod-16}"
 VERSION=${VERSION:-tpu-ubuntu2204-base}  # https://cloud.google.com/tpu/docs/runtimes
-SPOT=${SPOT:-true}                       # cheaper, and taken away at any time: see babysit.sh
+SPOT=${SPOT:-true}                       # cheaper, but may be taken away at any time: see babysit.sh
 STARTUP_SCRIPT=${STARTUP_SCRIPT:-}
-PYTHON_VERSION=${PYTHON_VERSION:-3.12}   # the images' own Python is too old for JAX
+PYTHON_VERSION=${PYTHON_VERSION:-3.12}   # the Python of the image is too old for JAX
 
 options=("--zone=$ZONE" "--accelerator-type=$TYPE" "--version=$VERSION")
 if [[ $SPOT == true ]]; then options+=(--spot); fi

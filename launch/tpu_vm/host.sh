@@ -1,14 +1,14 @@
 #!/bin/bash
-# What run.sh has each host of a TPU VM do: host.sh start ARGUMENTS... | state | stop
+# run.sh runs this on each host of a TPU VM: host.sh start ARGUMENTS... | state | stop
 #
 # `state` prints "state running", "state none" or "state CODE", the exit code of the last run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 PYTHON=${PYTHON:-.venv/bin/python}
-GRACE_S=${GRACE_S:-300}  # from SIGTERM to SIGKILL: a step and a save must fit
+GRACE_S=${GRACE_S:-300}  # from SIGTERM to SIGKILL: a step and a save must fit into it
 
-# The run is a session of its own, with the number of its first process.
+# The run is a session of its own, whose number is that of its first process.
 running() { [[ -f run.pid ]] && kill -0 -- "-$(<run.pid)" 2>/dev/null; }
 
 case ${1:-} in
@@ -24,7 +24,7 @@ case ${1:-} in
     if running; then
       echo "state running"
     elif [[ -f run.pid ]]; then
-      # Without a code the run was killed, or the host has started anew.
+      # If there is no code, the run was killed or the host has rebooted.
       echo "state $(cat run.code 2>/dev/null || echo 137)"
     else
       echo "state none"

@@ -1,17 +1,18 @@
 #!/bin/bash
-# Start a run on all hosts of a TPU VM, or stop it. It goes on when this terminal is closed.
+# Start or stop a run on all hosts of a TPU VM. The run goes on when this terminal is closed.
 #
 #   NAME=alexnet ZONE=us-central1-a launch/tpu_vm/run.sh start --config=configs/alexnet.py \
 #       --workdir=/mnt/runs/one --data_dir=/mnt/data
 #   NAME=alexnet ZONE=us-central1-a launch/tpu_vm/run.sh state|stop
 #
-# Never on one host alone: it would wait for the others (jax#22436). `stop` saves first.
+# It always runs on all hosts, because one alone would wait for the others (jax#22436). `stop` saves
+# first.
 set -euo pipefail
 
 : "${NAME:?of the TPU VM}" "${ZONE:?where it is}"
 (($#)) || { echo "error: start, state or stop is missing" >&2; exit 2; }
 
-# Quoted once for the shell of the host, which ssh has read the command.
+# Each argument is quoted once, for the host's shell, which reads the command that ssh passes on.
 printf -v command ' %q' "$@"
 gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all \
   --command="alexnet_jax/launch/tpu_vm/host.sh$command"

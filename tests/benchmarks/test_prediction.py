@@ -15,8 +15,10 @@ from alexnet_jax.benchmarks.prediction import Assumptions
 from alexnet_jax.reports import paper
 from alexnet_jax.runtime.errors import UserError
 from configs import alexnet
+from tests.typed_config import typed
 
 ROOT = Path(__file__).resolve().parents[2]
+PAPER = typed(alexnet.get_config())
 
 
 SIMPLE = Assumptions(
@@ -33,8 +35,7 @@ SIMPLE = Assumptions(
 
 
 def test_data_parallel_times_by_hand():
-    config = alexnet.get_config()
-    got = prediction.predict(config, SIMPLE)
+    got = prediction.predict(PAPER, SIMPLE)
     arithmetic = 4.135610496e9 * 10 / 50e12
     weights = paper.TOTAL_PARAMETERS * 4
     # In a node of 4 a ring: 2 x 3/4 of the weights. Between 4 nodes 2 x 3/4 of a device's quarter.
@@ -59,8 +60,7 @@ def test_data_parallel_times_by_hand():
 
 
 def test_two_towers_and_one_weird_trick_by_hand():
-    config = alexnet.get_config()
-    got = prediction.predict(config, dataclasses.replace(SIMPLE, devices=(8,)))
+    got = prediction.predict(PAPER, dataclasses.replace(SIMPLE, devices=(8,)))
     parameters = {name: layer.parameters for name, layer in paper.LAYERS.items()}
     dense = sum(parameters[name] for name in ('fc6', 'fc7', 'fc8')) - 1000
     convolutions = sum(parameters.values()) - dense - 1000
@@ -76,7 +76,7 @@ def test_two_towers_and_one_weird_trick_by_hand():
     assert got['two_towers/8/images_ms'] == pytest.approx(1e3 * 0.5 * 20 * 196_608 / 100e9)
 
     # One weird trick on 8 devices is one copy: two towers, each on four shards. Nodes of 8 here.
-    got = prediction.predict(config, dataclasses.replace(SIMPLE, devices=(8,), devices_per_node=8))
+    got = prediction.predict(PAPER, dataclasses.replace(SIMPLE, devices=(8,), devices_per_node=8))
     sent = 1.5 * 4 * convolutions / 2 + 1.75 * 4 * 1000  # summed over 4 shards; over all 8
     assert got['one_weird_trick/8/gradients_ms'] == pytest.approx(1e3 * sent / 100e9)
     towers = 2 * 0.5 * 20 * (13 * 13 * 256 + 6 * 6 * 256)  # 20 rows on each shard
@@ -87,13 +87,12 @@ def test_two_towers_and_one_weird_trick_by_hand():
 
 
 def test_latency_and_overlap():
-    config = alexnet.get_config()
-    plain = prediction.predict(config, dataclasses.replace(SIMPLE, devices=(16,)))
-    late = prediction.predict(config, dataclasses.replace(SIMPLE, devices=(16,), latency_us=5.0))
+    plain = prediction.predict(PAPER, dataclasses.replace(SIMPLE, devices=(16,)))
+    late = prediction.predict(PAPER, dataclasses.replace(SIMPLE, devices=(16,), latency_us=5.0))
     key = 'data_parallel/16/gradients_ms'
     assert late[key] - plain[key] == pytest.approx(2 * 4 * 5e-3)
-    hidden = prediction.predict(config, dataclasses.replace(SIMPLE, devices=(4,), overlap=1.0))
-    shown = prediction.predict(config, dataclasses.replace(SIMPLE, devices=(4,)))
+    hidden = prediction.predict(PAPER, dataclasses.replace(SIMPLE, devices=(4,), overlap=1.0))
+    shown = prediction.predict(PAPER, dataclasses.replace(SIMPLE, devices=(4,)))
     key, arithmetic = 'data_parallel/4/gradients_ms', shown['data_parallel/4/arithmetic_ms']
     # No more can hide than there is arithmetic to hide behind.
     assert shown[key] > arithmetic
@@ -104,8 +103,9 @@ def test_latency_and_overlap():
     'assumed', [Assumptions(), dataclasses.replace(SIMPLE, images_per_device=0, devices=(4,))]
 )
 def test_where_it_stops_paying(assumed):
-    config = alexnet.get_config()
-    config.training.batch_size = 1024
+    values = alexnet.get_config()
+    values.training.batch_size = 1024
+    config = typed(values)
     got = prediction.predict(config, assumed)
     for layout in ('data_parallel', 'two_towers', 'one_weird_trick'):
         last = got[f'{layout}/pays_up_to']
@@ -130,13 +130,12 @@ def test_a_wrong_assumption_is_named(words, message):
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    config = alexnet.get_config()
     assumed = Assumptions.parse(['devices=8+512', 'images_per_device=0'])
     assert assumed.devices == (8, 512)
     with pytest.raises(UserError, match='devices=12 must be 1, 2, 4 or divide by 8'):
-        prediction.predict(config, Assumptions(devices=(12,)))
+        prediction.predict(PAPER, Assumptions(devices=(12,)))
     with pytest.raises(UserError, match='128 images do not divide by 512 devices'):
-        prediction.predict(config, assumed)
+        prediction.predict(PAPER, assumed)
 
 
 def test_the_command():

@@ -4,7 +4,6 @@ import hashlib
 import json
 import pathlib
 import shutil
-import types
 from typing import Any
 
 import jax
@@ -17,18 +16,21 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.checkpoint import pretrained
-from alexnet_jax.checkpoint.checkpoints import Checkpoints
+from alexnet_jax.checkpoint.checkpoints import CheckpointConfig, Checkpoints
 from alexnet_jax.checkpoint.manifest import parameters_sha256
 from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.optim import make_optimizer
+from alexnet_jax.training.plan import make_plan
 from alexnet_jax.training.step import TrainState
 from configs import tiny
 from tests import reference
+from tests.typed_config import typed
 
-OPTIMIZER = make_optimizer(**tiny.get_config().optim, batch_size=16, first_step=round)
+TINY = typed(tiny.get_config())
+OPTIMIZER = make_optimizer(TINY.optim, make_plan(TINY.training, num_examples=1437))
 SPECS = {'conv': {'kernel': P(None, 'tower')}, 'fc': {'kernel': P(('tower', 'shard'))}}
-META = {'config': {'seed': 0}, 'data': {'name': 'digits'}}
+META = {'config': {'seed': 0, 'model': {}, 'optim': {}}, 'data': {'name': 'digits'}}
 
 
 def _state(step: int = 3) -> TrainState:
@@ -47,7 +49,7 @@ def _state(step: int = 3) -> TrainState:
 
 
 def _abstract(state: TrainState, data: int = 1, model: int = 1) -> TrainState:
-    mesh = mesh_lib.make_mesh(**reference.parallel(data=data, model=model), towers=2)
+    mesh = mesh_lib.make_mesh(reference.parallel(data=data, model=model), 2)
     specs = jax.tree.map(lambda _: P(), state)
     opt_state = (*specs.opt_state[:-1], optax.TraceState(SPECS))
     specs = specs.replace(params=SPECS, opt_state=opt_state)
@@ -62,7 +64,11 @@ def _abstract(state: TrainState, data: int = 1, model: int = 1) -> TrainState:
 
 def _open(workdir: Any, **fields: int) -> Checkpoints:
     section = {'save_every_steps': 1, 'keep_latest': 2, 'keep_best': 1, **fields}
-    return Checkpoints(epath.Path(workdir), **section)
+    return Checkpoints(epath.Path(workdir), CheckpointConfig(**section))
+
+
+def _read(workdir: Any) -> Checkpoints:
+    return Checkpoints(epath.Path(workdir))
 
 
 def _save(workdir: Any, *steps: int) -> None:
@@ -289,7 +295,7 @@ def test_one_that_was_asked_for_and_is_not_finished_does_not_count_as_none(tmp_p
         checkpoints.save(2, _state(2), META, {'eval/top1_error': 0.2})
     _remove_manifest(tmp_path / 'checkpoints' / '1')
     with (
-        _open(tmp_path, read_only=True) as checkpoints,
+        _read(tmp_path) as checkpoints,
         pytest.raises(UserError, match=f'^{words} .* is not sound: its save was not finished'),
     ):
         checkpoints.find(which)
@@ -307,20 +313,18 @@ def test_the_whole_network_or_none_of_it(tmp_path):
     """What an evaluation restores: parameters alone, whatever optimizer they were trained by."""
     _save(tmp_path, 1)
 
-    def restore(abstract: TrainState) -> Any:
-        experiment: Any = types.SimpleNamespace(abstract_state=lambda: abstract)
-        with _open(tmp_path, read_only=True) as checkpoints:
-            return pretrained.restore_network(experiment, checkpoints, 1, tmp_path)
+    def restore(wanted: Any) -> Any:
+        with _read(tmp_path) as checkpoints:
+            return pretrained.restore_network(wanted, checkpoints, 1, tmp_path)
 
-    abstract = _abstract(_state(), 2, 4)
     jax.tree.map(
         np.testing.assert_array_equal,
-        restore(abstract.replace(opt_state=(), plateau=())),
+        restore(_abstract(_state(), 2, 4).params),
         _state(1).params,
     )
     words = r'1 in .* is of another network: conv.kernel is float32\[3, 4\] there, float32\[3, 5'
     with pytest.raises(UserError, match=words):
-        restore(_change('kernel', shape=(3, 5)))
+        restore(_change('kernel', shape=(3, 5)).params)
 
 
 def _change(leaf: str, **fields: Any) -> TrainState:
@@ -369,7 +373,7 @@ def test_a_reader_leaves_a_running_save_alone(tmp_path):
     _save(tmp_path, 1)
     under_way = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp'
     under_way.mkdir()
-    with _open(tmp_path, read_only=True) as checkpoints:
+    with _read(tmp_path) as checkpoints:
         restored = checkpoints.restore(_abstract(_state()), lambda meta: None)
     assert restored is not None
     assert restored.step == 1

@@ -14,6 +14,7 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training import loop
 from alexnet_jax.training.experiment import build
 from configs import tiny
+from tests.typed_config import typed
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +26,7 @@ def _config(data_dir, seed=0, conv6=0):
     config.data.dir = str(data_dir)
     config.log.tensorboard = False
     config.training.update(total_steps=2, eval_every_epochs=0.0)
+    config.optim.schedule = 'constant'
     config.evaluation.final_views = 1
     return config
 
@@ -34,7 +36,7 @@ def source(tmp_path_factory):
     """A short run with conv6, one tower on each of two devices."""
     root = tmp_path_factory.mktemp('source')
     config = _config(root / 'data', conv6=8)
-    assert loop.train(config, epath.Path(root / 'run')) == 0
+    assert loop.train(build(typed(config)), epath.Path(root / 'run')) == 0
     return root
 
 
@@ -43,33 +45,26 @@ def saved(source):
     """The parameters of that run, read whole on one device."""
     config = _config(source / 'data', conv6=8)
     config.parallel.update(data=1, model=1)
-    abstract = build(config).abstract_state().params
+    abstract = build(typed(config)).abstract_state().params
     with read_only(epath.Path(source / 'run')) as (checkpoints, step, _):
         params, others = checkpoints.restore_params(step, abstract)
     assert not others
     return jax.device_get(params)
 
 
-class _Classes:
-    """A data set of other classes, as far as a new run asks."""
-
-    def fingerprint(self):
-        return {'class_names': 'others'}
-
-
-def _experiment(source, *, classes=None, parallel=None, **config_fields):
+def _experiment(source, *, classes=10, parallel=None, **config_fields):
     config = _config(source / 'data', seed=5, **config_fields)
     config.parallel.update(parallel or {})
-    experiment = build(config)
-    if classes is None:
-        return experiment
-    model = experiment.model.clone(num_classes=classes)
-    return dataclasses.replace(experiment, model=model, dataset=_Classes())
+    experiment = build(typed(config))
+    model = dataclasses.replace(experiment.config.model, num_classes=classes)
+    return dataclasses.replace(experiment, model=experiment.model.clone(config=model))
 
 
-def _init(source, experiment, place='run'):
+def _init(source, experiment, place='run', class_names=None):
     drawn = experiment.init_state().params
-    params, event = init_params(experiment, drawn, str(source / place))
+    wanted = experiment.abstract_state().params
+    class_names = class_names or experiment.dataset.fingerprint()['class_names']
+    params, event = init_params(wanted, drawn, str(source / place), class_names)
     shardings = [leaf.sharding for leaf in jax.tree.leaves(drawn)]
     assert [leaf.sharding for leaf in jax.tree.leaves(params)] == shardings
     return jax.device_get(drawn), jax.device_get(params), event
@@ -92,7 +87,9 @@ def test_all_of_the_same_network_is_loaded_on_any_mesh(source, saved, parallel):
 @pytest.mark.parametrize('classes', [10, 7])
 def test_another_head_and_an_absent_layer_are_named_and_drawn(source, saved, classes):
     """With as many classes fc8 would fit by its shape, but its outputs mean other things."""
-    drawn, params, event = _init(source, _experiment(source, classes=classes), 'run/checkpoints/2')
+    drawn, params, event = _init(
+        source, _experiment(source, classes=classes), 'run/checkpoints/2', 'others'
+    )
     _assert_equal(params['fc8'], drawn['fc8'])
     same = {name: params[name] for name in params if name != 'fc8'}
     _assert_equal(same, {name: saved[name] for name in same})
@@ -103,10 +100,9 @@ def test_another_head_and_an_absent_layer_are_named_and_drawn(source, saved, cla
 
 
 def test_a_layer_of_another_width_is_drawn(source, saved):
-    experiment = _experiment(source)
-    config = experiment.config
+    config = _config(source / 'data', seed=5)
     config.model.fc7.features = 24
-    drawn, params, event = _init(source, build(config))
+    drawn, params, event = _init(source, build(typed(config)))
     for name in ('fc7', 'fc8'):
         _assert_equal(params[name]['kernel'], drawn[name]['kernel'])
     _assert_equal(params['fc6'], saved['fc6'])
@@ -119,16 +115,13 @@ def test_nothing_that_fits_is_an_error(source):
     for name in ('conv1', 'conv2', 'conv3', 'conv4', 'conv5'):
         config.model[name].features = 16
     config.model.fc6.features = config.model.fc7.features = 32
-    experiment = dataclasses.replace(build(config), dataset=_Classes())
-    params = experiment.init_state().params
     with pytest.raises(UserError, match=r'none of its parameters fits, for example conv1\.bias is'):
-        init_params(experiment, params, str(source / 'run'))
+        _init(source, build(typed(config)), class_names='others')
 
 
 def test_no_checkpoint_is_one_line(source):
-    experiment = _experiment(source)
     with pytest.raises(UserError, match=r'no checkpoint in .*nowhere; name the workdir'):
-        init_params(experiment, None, str(source / 'nowhere'))
+        _init(source, _experiment(source), 'nowhere')
 
 
 def test_a_run_begins_from_it_once_and_a_resumed_one_does_not_ask_again(source, saved, tmp_path):
@@ -139,17 +132,17 @@ def test_a_run_begins_from_it_once_and_a_resumed_one_does_not_ask_again(source, 
     config.training.total_steps = 1
     config.optim.learning_rate = 0.0
     workdir = epath.Path(tmp_path / 'run')
-    assert loop.train(config, workdir) == 0
+    assert loop.train(build(typed(config)), workdir) == 0
     shutil.rmtree(moved)
     config.training.total_steps = 2
-    assert loop.train(config, workdir) == 0
+    assert loop.train(build(typed(config)), workdir) == 0
     rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     started, resumed = (row for row in rows if row['kind'] == 'event')
     assert started['init_step'] == 2
     assert 'conv6.bias (float32[8] there, absent here)' in started['drawn_anew']
     assert 'init_step' not in resumed
     # Nothing was learned: the rate is 0, and the velocity began at 0.
-    abstract = build(config).abstract_state().params
+    abstract = build(typed(config)).abstract_state().params
     with read_only(workdir) as (checkpoints, step, _):
         params, _ = checkpoints.restore_params(step, abstract)
     assert step == 2

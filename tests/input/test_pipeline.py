@@ -16,9 +16,10 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax.input import pipeline, stats
+from alexnet_jax.input import pipeline
 from alexnet_jax.input.batch import Batch
-from alexnet_jax.preparation import digits, records
+from alexnet_jax.input.sources import DataConfig, open_dataset
+from alexnet_jax.preparation import records
 from alexnet_jax.runtime.errors import UserError
 
 COUNTS = {'train': 103, 'test': 23}  # neither divides by the batches below
@@ -33,8 +34,8 @@ def label_of(item):
     return item % 7
 
 
-def section(dir, name='tiny', **changes) -> dict[str, Any]:
-    given = dict(
+def section(dir, name='tiny', **changes) -> DataConfig:
+    given: dict[str, Any] = dict(
         name=name,
         dir=str(dir),
         train_split='train',
@@ -45,7 +46,7 @@ def section(dir, name='tiny', **changes) -> dict[str, Any]:
         read_threads=2,
         prefetch_batches=2,
     )
-    return given | changes
+    return DataConfig(**given | changes)
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +68,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def dataset(data_dir):
-    return pipeline.load(**section(data_dir))[0]
+    return open_dataset(section(data_dir))
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +145,7 @@ def test_train_batches(dataset):
 @pytest.mark.parametrize('read_threads', [1, 2, 4])
 @pytest.mark.parametrize('start_step', [0, 7, 13])
 def test_threads_and_restarts_change_nothing(data_dir, dataset, read_threads, start_step):
-    again, _ = pipeline.load(**section(data_dir, read_threads=read_threads, prefetch_batches=3))
+    again = open_dataset(section(data_dir, read_threads=read_threads, prefetch_batches=3))
     assert_equal(batches(again, start_step, 20 - start_step), batches(dataset)[start_step:])
 
 
@@ -276,9 +277,10 @@ jax.distributed.initialize(f'127.0.0.1:{port}', 2, rank)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from alexnet_jax.input import pipeline
 from alexnet_jax.input.batch import Batch
+from alexnet_jax.input.sources import open_dataset
 from tests.input.test_pipeline import section
 
-dataset, _ = pipeline.load(**section(%r))
+dataset = open_dataset(section(%r))
 arguments = dict(seed=3, batch_size=8, start_step=2, num_steps=2)
 whole = list(pipeline.train_batches(dataset, **arguments))
 devices = np.array(jax.devices())
@@ -340,22 +342,3 @@ def test_the_next_batch_is_on_its_way():
     for step, batch in enumerate(to_one_device(steps())):
         assert made[-1] == min(step + 1, 4)
         assert (np.asarray(batch.images) == step).all()
-
-
-def test_load_prepares_digits_and_keeps_the_statistics(tmp_path, monkeypatch):
-    given = section(tmp_path, 'digits', train_examples=1437, eval_examples=360)
-    dataset, statistics = pipeline.load(**given)
-    images = np.stack([dataset.train[i]['image'] for i in range(1437)])
-    np.testing.assert_allclose(statistics.mean_image, images.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(statistics.std, [images.std()], rtol=1e-6)
-    monkeypatch.setattr(digits, 'prepare_digits', pytest.fail)
-    monkeypatch.setattr(stats, 'compute_statistics', pytest.fail)
-    again, kept = pipeline.load(**given)
-    assert again.fingerprint() == dataset.fingerprint()
-    assert_equal([kept], [statistics])
-
-
-def test_load_prepares_nothing_else(tmp_path):
-    with pytest.raises(UserError, match='is not in'):
-        pipeline.load(**section(tmp_path, 'mnist'))
-    assert not list(tmp_path.iterdir())

@@ -119,7 +119,7 @@ def open_dataset(dir, name='tiny', **changes):
         read_threads=1,
         prefetch_batches=1,
     )
-    return sources.open_dataset(**section | changes)
+    return sources.open_dataset(sources.DataConfig(**section | changes))
 
 
 def refused(*parts, **section):
@@ -186,11 +186,6 @@ def test_slices(prepared, split, indices):
     assert len(dataset.train) == len(indices)
     for row, index in enumerate(indices):
         np.testing.assert_array_equal(dataset.train[row]['image'], image_of('train', index))
-
-
-def test_the_directory_of_the_environment(prepared, monkeypatch):
-    monkeypatch.setenv('TFDS_DATA_DIR', str(prepared))
-    assert open_dataset('').full_name == 'tiny/1.10.0'
 
 
 def digest(split):
@@ -288,6 +283,36 @@ def test_unknown_split(prepared, split):
     parts = (repr(split), 'train, validation', 'tiny/1.10.0')
     refused('data.train_split', *parts, dir=prepared, train_split=split)
     refused('data.eval_split', *parts, dir=prepared, eval_split=split)
+
+
+@pytest.mark.parametrize(
+    ('splits', 'found'),
+    [
+        (('train', 'val'), 'val'),
+        (('train', 'val', 'validation'), 'validation'),
+        (('train', 'validation', 'test', 'val'), 'test'),
+        (('train', 'valid', 'dev'), ''),
+    ],
+)
+def test_the_split_to_evaluate_on_is_found_by_its_name(tmp_path, splits, found):
+    records.write_dataset(
+        tmp_path,
+        name='named',
+        version='1.0.0',
+        description='random',
+        image_shape=(6, 5, 3),
+        class_names=['a', 'b'],
+        splits={split: range(3) for split in splits},
+        shards=dict.fromkeys(splits, 1),
+        read_example=lambda i: (image_of('train', i), i % 2),
+    )
+    if found:
+        assert open_dataset(tmp_path, 'named', eval_split='').eval.name == found
+    else:
+        parts = ("config.data.eval_split = ''", 'test, validation, val', 'has train, valid, dev')
+        refused(*parts, dir=tmp_path, name='named', eval_split='')
+    named = open_dataset(tmp_path, 'named', eval_split=splits[1])
+    assert named.eval.name == splits[1]
 
 
 def test_wrong_count(prepared):

@@ -18,11 +18,7 @@ from tests.launch import slurm as slurm_lib
 
 ROOT = Path(__file__).resolve().parents[2]
 MISSING = [p for p in slurm_lib.PROGRAMS if not shutil.which(p, path=slurm_lib.PATH)]
-pytestmark = [
-    pytest.mark.slurm,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(bool(MISSING), reason=f'apt-get install slurm-wlm munge: no {MISSING}'),
-]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 STEPS = 60
 SHORT = (
     '--config=configs/tiny.py',
@@ -36,6 +32,8 @@ SHORT = (
 
 @pytest.fixture(scope='module')
 def slurm():
+    if MISSING:
+        pytest.fail(f'apt-get install slurm-wlm munge: no {MISSING}', pytrace=False)
     # The path of a socket may have 107 characters, which pytest's directories can exceed.
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)

@@ -15,9 +15,11 @@ from alexnet_jax.training import experiment as experiment_lib
 from alexnet_jax.training import loop
 from alexnet_jax.training.ensemble import evaluate_ensemble
 from alexnet_jax.training.evaluate_checkpoint import evaluate_checkpoint
+from alexnet_jax.training.experiment import build
 from configs import tiny
 from tests import local_run
 from tests.local_run import Run
+from tests.typed_config import typed
 
 pytestmark = pytest.mark.multiprocess
 STEPS, HALF = 6, 4
@@ -39,8 +41,9 @@ def _alone(workdir, data_dir, steps: int, save_every_steps: int = 0) -> None:
     config.evaluation.final_views = 1
     config.parallel.update(data=1, model=1)
     config.training.update(total_steps=steps, eval_every_epochs=0.0)
+    config.optim.schedule = 'constant'
     config.checkpoint.save_every_steps = save_every_steps
-    assert loop.train(config, epath.Path(workdir)) == 0
+    assert loop.train(build(typed(config)), epath.Path(workdir)) == 0
 
 
 def _parameters(workdir, data_dir) -> dict[str, np.ndarray]:
@@ -49,8 +52,8 @@ def _parameters(workdir, data_dir) -> dict[str, np.ndarray]:
     config.data.dir = str(data_dir)
     config.model.dtype = 'float64'
     config.parallel.update(data=1, model=1)
-    abstract = experiment_lib.build(config).abstract_state()
-    with Checkpoints(epath.Path(workdir), **config.checkpoint, read_only=True) as checkpoints:
+    abstract = experiment_lib.build(typed(config)).abstract_state()
+    with Checkpoints(epath.Path(workdir)) as checkpoints:
         restored = checkpoints.restore(abstract, lambda meta: None)
     assert restored is not None
     assert restored.step == STEPS
@@ -174,9 +177,9 @@ def test_two_processes_evaluate_as_one_does(tmp_path, data_dir, x64, capsys):
     config.parallel.update(data=1, model=1)
     config.evaluation.update(final_views=1, ensemble=places, ensemble_dir=str(tmp_path / 'one'))
     capsys.readouterr()
-    evaluate_checkpoint(config, epath.Path(workdir))
+    evaluate_checkpoint(build(typed(config)), epath.Path(workdir))
     evaluation = capsys.readouterr().out.splitlines()[-1]
-    evaluate_ensemble(config)
+    evaluate_ensemble(typed(config))
     lines = capsys.readouterr().out.splitlines()
 
     arguments = ('--mode=evaluate', '--config.parallel.data=2', *FLOAT64)
@@ -186,13 +189,14 @@ def test_two_processes_evaluate_as_one_does(tmp_path, data_dir, x64, capsys):
 
     two = tmp_path / 'two'
     two.mkdir()
-    os.mkfifo(two / 'config.json')
-    fifo = os.open(two / 'config.json', os.O_RDONLY | os.O_NONBLOCK)
+    os.mkfifo(two / 'members.json')
+    fifo = os.open(two / 'members.json', os.O_RDONLY | os.O_NONBLOCK)
     fcntl.fcntl(fifo, fcntl.F_SETPIPE_SZ, 4096)  # less than the file
     arguments += (f'--config.evaluation.ensemble={places}',)
     arguments += (f'--config.evaluation.ensemble_dir={two}',)
     with Run(2, workdir, data_dir, *arguments, '--config.parallel.shutdown_timeout_s=2') as run:
-        assert json.loads(_held_up(run, fifo))['evaluation']['ensemble'] == list(places)
+        members = json.loads(_held_up(run, fifo))
+        assert [member['place'] for member in members] == list(places)
         assert run.finish() == 0, run.output()
     assert [line for line in run.output().splitlines() if line in lines] == lines
     for name in ('labels', 'member_0', 'member_1'):

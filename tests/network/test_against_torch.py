@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from alexnet_jax.network.layers import dropout
+from alexnet_jax.network.dropout import dropout
 from alexnet_jax.network.model import AlexNet
 from alexnet_jax.training.step import loss_and_gradients
-from configs import alexnet
 from tests import reference
 
 
@@ -122,7 +121,7 @@ def draw_masks(key, rows, widths):
     ids=['two towers', 'plain forms', 'one tower', 'with conv6'],
 )
 def test_small_network_in_float64(x64, towers, conv6, forms, training):
-    model = AlexNet(**reference.small_model_config(towers=towers, conv6=conv6, forms=forms))
+    model = AlexNet(reference.small_model_config(towers=towers, conv6=conv6, forms=forms))
     params = reference.draw_parameters(model, reference.SMALL_IMAGE, seed=1)
     images = reference.smooth_images(3, reference.SMALL_IMAGE, seed=2)
     labels = np.asarray([0, 6, 3], np.int32)
@@ -142,7 +141,7 @@ def test_full_size_network_in_float32():
     2 %. It is so for two of five seeds. Of 1,500 seeds for the images, 173 keeps the widest
     distance, 1.8e-6 of the layer's maximum. With it the largest error of any leaf is 2.2e-6.
     """
-    model = AlexNet(**alexnet.get_config().model.to_dict())
+    model = AlexNet(reference.model_config())
     shape = (224, 224, 3)
     params = paper_parameters(seed=1)
     images = reference.smooth_images(2, shape, seed=173).astype(np.float32)

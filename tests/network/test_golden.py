@@ -9,9 +9,10 @@ import jax
 import pytest
 from flax import linen as nn
 
-from alexnet_jax import config as config_lib
-from alexnet_jax.network.model import AlexNet, abstract_variables, count_macs, training_flops
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.network.parameters import abstract_variables, count_macs, training_flops
 from alexnet_jax.reports import paper
+from alexnet_jax.training.config import Config
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILE = ROOT / 'tests' / 'golden' / 'configs.json'
@@ -21,9 +22,10 @@ HOW = 'if that is meant, write the table anew: python -m tests.network.test_gold
 
 def counts(name):
     """Return what one configuration's network has; nothing is drawn or computed."""
-    config = importlib.import_module(f'configs.{name}').get_config()
-    config_lib.validate(config)
-    network = AlexNet(**config.model.to_dict())
+    values = importlib.import_module(f'configs.{name}').get_config().to_dict()
+    values['model']['num_classes'] = values['model']['num_classes'] or 1000  # 0: those of the data
+    config = Config.from_dict(values)
+    network = AlexNet(config.model)
     channels = config.data.image_shape[-1]
     shape = (config.augment.crop_px, config.augment.crop_px, channels)
     parameters = jax.tree.leaves(nn.meta.unbox(abstract_variables(network, shape)))

@@ -11,8 +11,10 @@ import torch
 
 from alexnet_jax.network import convolution
 from alexnet_jax.network.convolution import convolve
-from alexnet_jax.network.layers import TowerConvolution, dropout, local_response_norm
+from alexnet_jax.network.dropout import dropout
+from alexnet_jax.network.layers import TowerConvolution
 from alexnet_jax.network.model import AlexNet
+from alexnet_jax.network.normalisation import local_response_norm
 from alexnet_jax.network.pooling import max_pool
 from alexnet_jax.training.step import loss_and_gradients
 from tests import reference
@@ -129,22 +131,14 @@ def test_of_equal_maxima_the_first_takes_the_gradient(shape, window, stride, fas
 # Convolution, Paper 3.5.
 
 
-def tower_convolution(**fields) -> TowerConvolution:
-    fields = {
-        'features': 4,
-        'kernel': 3,
-        'stride': 1,
-        'padding': (1, 1),
-        'towers': 2,
-        'fast': False,
-        'initializer': 'normal',
-    } | fields
-    return TowerConvolution(
-        **{'towers_here': fields['towers'], 'init_std': 0.01, 'init_bias': 1.0, **fields},
-        dtype=jnp.dtype('float64'),
-        param_dtype=jnp.dtype('float64'),
-        precision='highest',
+def tower_convolution(*, fast=False, **fields) -> TowerConvolution:
+    fields = {'features': 4, 'kernel': 3, 'stride': 1, 'padding': (1, 1)} | fields
+    config = reference.model_config(
+        dtype='float64',
+        forms='fast' if fast else 'plain',
+        **{f'conv2.{name}': value for name, value in fields.items()},
     )
+    return TowerConvolution(config.conv2, config)
 
 
 # As conv1, padded at one side only, as conv2 and as conv3.
@@ -157,9 +151,10 @@ GEOMETRIES = {
 
 
 def inputs_and_parameters(shape, layer):
-    inputs = tuple(normal(*shape) + tower for tower in range(layer.towers_here))
-    kernel = normal(layer.kernel, layer.kernel, shape[-1], layer.features)
-    return inputs, {'kernel': kernel, 'bias': normal(layer.features)}
+    inputs = tuple(normal(*shape) + tower for tower in range(layer.config.towers))
+    size, features = layer.layer.kernel, layer.layer.features
+    kernel = normal(size, size, shape[-1], features)
+    return inputs, {'kernel': kernel, 'bias': normal(features)}
 
 
 def apply(layer, params, inputs) -> tuple[jax.Array, ...]:
@@ -168,14 +163,14 @@ def apply(layer, params, inputs) -> tuple[jax.Array, ...]:
 
 def slow_towers(inputs, params, layer):
     """Tower t has kernels t * F .. (t + 1) * F and sees nothing but its own input."""
-    own = layer.features // layer.towers
+    own = layer.layer.features // layer.config.towers
     return [
         reference.convolve(
             x,
             params['kernel'][..., tower * own : (tower + 1) * own],
             params['bias'][tower * own : (tower + 1) * own],
-            stride=layer.stride,
-            padding=layer.padding,
+            stride=layer.layer.stride,
+            padding=layer.layer.padding,
         )
         for tower, x in enumerate(inputs)
     ]
@@ -380,7 +375,7 @@ def test_dropout_masks_follow_the_example_and_the_key():
 
 
 def test_gradients_of_the_whole_network_are_central_differences():
-    model = AlexNet(**reference.small_model_config(conv6=8))
+    model = AlexNet(reference.small_model_config(conv6=8))
     params = reference.draw_parameters(model, reference.SMALL_IMAGE, seed=1)
     images = reference.smooth_images(2, reference.SMALL_IMAGE, seed=2)
     labels, rows = np.asarray([3, 5], np.int32), np.arange(2, dtype=np.int32)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pathlib
 import re
 
 import jax
@@ -11,21 +12,23 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax.network.model import (
-    AlexNet,
+from alexnet_jax.network import forms as forms_lib
+from alexnet_jax.network import model as model_lib
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.network.parameters import (
     abstract_variables,
     count_macs,
     init_parameters,
     training_flops,
 )
+from alexnet_jax.network.specification import CONVOLUTIONS
 from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.reports import paper
 from alexnet_jax.training.step import loss_and_gradients
-from configs import alexnet, tiny
+from configs import tiny
 from tests import reference
 
 CROP = (224, 224, 3)
-CONVOLUTIONS = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5')
 # Paper 3.5 and Fig. 2, both towers: output, parameters, millions of multiply-accumulates.
 TABLE = {
     'conv1': ((55, 55, 96), 34_944, 105.4),
@@ -43,9 +46,7 @@ NORMALISED = {'lrn1': (55, 55, 96), 'lrn2': (27, 27, 256)}
 
 def paper_network(**fields) -> AlexNet:
     """Return the network of configs/alexnet.py, with fields changed by their dotted names."""
-    model = alexnet.get_config().model
-    model.update_from_flattened_dict(fields)
-    return AlexNet(**model.to_dict())
+    return AlexNet(reference.model_config(**fields))
 
 
 def parameters(model: AlexNet) -> dict:
@@ -70,6 +71,35 @@ def test_every_activation_has_its_name_and_the_shape_of_the_paper():
     assert {name: x.shape for name, x in activations(paper_network()).items()} == {
         name: (2, *shape) for name, shape in want.items()
     }
+
+
+def test_what_the_page_says_of_each_layer_is_true():
+    """The comments of `model.py`: shapes, what follows a convolution, which layers see both towers.
+
+    conv6 is not in the paper's network; the other shapes are the same with it.
+    """
+    network = paper_network(**{'conv6.features': 256})
+    seen = {name: x.shape[1:] for name, x in activations(network).items()}
+    page = pathlib.Path(model_lib.__file__).read_text()
+    lines = re.findall(r'^ +x = (.*)  # (\[batch, .*)$', page, re.MULTILINE)
+    said = {}
+    for code, comment in lines:
+        name = re.search(r"'((conv|fc)\d)'", code)
+        shapes = re.findall(r'\[batch, ([\d, ]+)\]', comment)
+        said[name.group(1) if name else 'images'] = (
+            [tuple(map(int, shape.split(','))) for shape in shapes],
+            *(word in comment for word in ('LRN', 'pooling', 'sees both towers')),
+        )
+    true = {'images': ([CROP], False, False, False)}
+    for name in (*CONVOLUTIONS, 'fc6', 'fc7', 'fc8'):
+        layer = getattr(network.config, name)
+        own = {name} if name.startswith('fc') else {name, f'lrn{name[-1]}', f'pool{name[-1]}'}
+        shapes = [shape for output, shape in seen.items() if output in own]
+        after = getattr(layer, 'after', ())
+        both = getattr(layer, 'sees_both_towers', False)  # of fc8 it goes without saying
+        true[name] = (list(dict.fromkeys(shapes)), 'lrn' in after, 'pool' in after, both)
+    assert said == true
+    assert list(said) == list(true), 'in the order of Fig. 2'
 
 
 def test_parameters_and_macs_of_every_layer_are_those_of_the_table():
@@ -135,9 +165,7 @@ def test_weights_and_logits_are_float32_whatever_the_arithmetic(dtype):
 
 def test_logits_are_summed_in_float32():
     """Of bfloat16 inputs and weights; their rounded sums would be some 0.2 % off."""
-    config = tiny.get_config()
-    config.model.update(dtype='bfloat16', dropout=0.0)
-    model = AlexNet(**config.model.to_dict())
+    model = AlexNet(reference.model_config(tiny, dtype='bfloat16', dropout=0.0))
     params = init_parameters(model, (7, 7, 1), jax.random.key(0))
     images = jnp.asarray(np.random.default_rng(0).normal(0, 60, (8, 7, 7, 1)), jnp.float32)
 
@@ -193,9 +221,9 @@ def test_initial_weights_of_the_towers_are_independent(initial, layer):
 
 @pytest.mark.parametrize(('data', 'devices'), [(1, 2), (2, 4)])
 def test_initial_weights_do_not_depend_on_the_mesh(data, devices):
-    mesh = mesh_lib.make_mesh(**reference.parallel(data=data, model=devices), towers=2)
+    mesh = mesh_lib.make_mesh(reference.parallel(data=data, model=devices), towers=2)
     config = reference.small_model_config(dtype='float32')
-    model = AlexNet(**config, collectives=mesh_lib.collectives(mesh, 'shard_map'))
+    model = AlexNet(config, collectives=mesh_lib.collectives(mesh, 'shard_map'))
     specs = nn.get_partition_spec(abstract_variables(model, reference.SMALL_IMAGE))
     assert specs['conv2']['kernel'] == P(None, None, None, 'tower')
     init = functools.partial(init_parameters, image_shape=reference.SMALL_IMAGE)
@@ -203,7 +231,7 @@ def test_initial_weights_do_not_depend_on_the_mesh(data, devices):
     shardings = mesh_lib.shardings(mesh, specs)
     split = compiled(lambda key: init(model, key=key), out_shardings=shardings)(jax.random.key(1))
     assert len(split['conv2']['kernel'].sharding.device_set) == mesh.size
-    whole = compiled(lambda key: init(AlexNet(**config), key=key))(jax.random.key(1))
+    whole = compiled(lambda key: init(AlexNet(config), key=key))(jax.random.key(1))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(split), jax.device_get(whole))
 
 
@@ -213,7 +241,7 @@ def test_initial_weights_do_not_depend_on_the_mesh(data, devices):
 @pytest.fixture(scope='module')
 def forward():
     """Return (jitted `params -> activations`, parameters) of a small network with conv6."""
-    model = AlexNet(**reference.small_model_config(conv6=8, dtype='float32'))
+    model = AlexNet(reference.small_model_config(conv6=8, dtype='float32'))
     params = reference.draw_parameters(model, reference.SMALL_IMAGE, seed=4)
     params = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
     images = reference.smooth_images(1, reference.SMALL_IMAGE, seed=5).astype(np.float32)
@@ -261,8 +289,9 @@ def test_towers_meet_only_where_the_paper_says(forward, changed, own_tower, both
 
 
 def test_exchanges_of_the_package_are_those_of_the_paper():
-    config = alexnet.get_config().model
-    assert [c for c in CONVOLUTIONS[1:] if config[c].sees_both_towers] == ['conv3']
+    layers = {name: getattr(reference.model_config(), name) for name in CONVOLUTIONS}
+    present = {name: layer for name, layer in layers.items() if layer.features}
+    assert [name for name, layer in present.items() if layer.sees_both_towers] == ['conv3']
     assert paper.EXCHANGES == ('conv3', 'fc6', 'fc7', 'fc8')
 
 
@@ -272,8 +301,8 @@ def test_exchanges_of_the_package_are_those_of_the_paper():
 @functools.cache
 def lowered_gradients(forms: str, precision: str = 'highest') -> jax.stages.Lowered:
     """Return loss and gradients of a small network in float32, on shapes alone."""
-    config = reference.small_model_config(dtype='float32', forms=forms)
-    model = AlexNet(**{**config, 'precision': precision})
+    config = reference.small_model_config(dtype='float32', forms=forms, precision=precision)
+    model = AlexNet(config)
     params = nn.meta.unbox(abstract_variables(model, reference.SMALL_IMAGE))
     images = jax.ShapeDtypeStruct((2, *reference.SMALL_IMAGE), jnp.float32)
     rows = jax.ShapeDtypeStruct((2,), jnp.int32)
@@ -321,3 +350,13 @@ def test_forms_are_fast_on_the_cpu_and_plain_elsewhere(monkeypatch, forms, platf
     )
     assert ('name=_fast_norm' in str(jaxpr)) == fast
     assert ('reduce_window_max' in str(jaxpr)) == (not fast)
+
+
+def test_each_layer_has_its_own_entry_in_the_table_of_forms(monkeypatch):
+    table = {'convolution': {}, 'lrn': {'gpu': 'fast'}, 'pool': {'gpu': 'plain', 'tpu': 'fast'}}
+    monkeypatch.setattr(forms_lib, '_FORMS', table)
+    for platform, fast in (('cpu', set()), ('gpu', {'lrn'}), ('tpu', {'pool'})):
+        monkeypatch.setattr(jax, 'default_backend', lambda platform=platform: platform)
+        assert {layer for layer in table if forms_lib.is_fast(layer, 'auto')} == fast
+        assert all(forms_lib.is_fast(layer, 'fast') for layer in table)
+        assert not any(forms_lib.is_fast(layer, 'plain') for layer in table)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from alexnet_jax.network.layers import dropout, within_map_norm
-from alexnet_jax.network.local import LocalConvolution, convolve_locally
-from alexnet_jax.network.model import AlexNet, init_parameters
+from alexnet_jax.network.dropout import dropout
+from alexnet_jax.network.locally_connected import LocallyConnected, convolve_locally
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.network.parameters import init_parameters
 from alexnet_jax.network.pooling import max_pool
+from alexnet_jax.network.variants import within_map_norm
 from configs import caffenet, torchvision
 from tests import reference
 
@@ -26,15 +28,11 @@ FUNCTIONS = {
 
 def small(changes=(), **fields):
     """Return the `model` section of a small network; `changes` are of its parts."""
-    model = reference.small_model_config() | fields
-    for path, value in dict(changes).items():
-        part, _, name = path.partition('.')
-        model[part] = {**model[part], name: value}
-    return model
+    return reference.small_model_config(**dict(changes), **fields)
 
 
 def activations(model, dropout_key=None, n=2, **other):
-    network = AlexNet(**model)
+    network = AlexNet(model)
     parameters = reference.draw_parameters(network, IMAGE, seed=3) | other
     images = reference.smooth_images(n, IMAGE, seed=4)
     rows = np.arange(n, dtype=np.int32)
@@ -97,7 +95,7 @@ def test_the_norm_within_a_map_is_its_formula(x64):
 
 
 def test_the_norm_within_a_map_stands_after_the_other_and_before_pooling(x64):
-    changes = {'conv2.map_norm': True}
+    changes = {'conv2.after': ('activation', 'lrn', 'map_norm', 'pool')}
     _, seen = activations(small(changes))
     want = within_map_norm(jnp.asarray(seen['lrn2']), k=1.0, n=5, alpha=1e-3, beta=0.75)
     np.testing.assert_allclose(seen['map_norm2'], want, rtol=1e-12)
@@ -108,7 +106,7 @@ def test_the_norm_within_a_map_stands_after_the_other_and_before_pooling(x64):
 
 @pytest.mark.parametrize('activation', ['relu', 'tanh', 'sigmoid'])
 def test_conv1_of_2012_normalises_and_pools_before_its_activation(x64, activation):
-    changes = {'conv1.order': ('lrn', 'pool', 'activation')}
+    changes = {'conv1.after': ('lrn', 'pool', 'activation')}
     _, seen = activations(small(changes, activation=activation), n=1)
     assert seen['conv1'].min() < 0
     want = norm_of_towers(seen['conv1'], False, k=2.0, n=5, alpha=1e-4, beta=0.75)
@@ -120,7 +118,7 @@ def test_conv1_of_2012_normalises_and_pools_before_its_activation(x64, activatio
 
 
 def test_caffenet_pools_before_it_normalises(x64):
-    changes = {'conv1.order': ('activation', 'pool', 'lrn')}
+    changes = {'conv1.after': ('activation', 'pool', 'lrn')}
     _, seen = activations(small(changes), n=1)
     np.testing.assert_array_equal(
         seen['pool1'], reference.max_pool(seen['conv1'], window=3, stride=2)
@@ -164,21 +162,9 @@ def test_pooling_beyond_the_edge_is_pytorchs(x64, fast, side, window, stride):
 @pytest.mark.parametrize(('stride', 'padding'), [(1, (1, 1)), (2, (0, 1))])
 def test_a_local_layer_has_a_kernel_at_each_place(x64, stride, padding):
     rng = np.random.default_rng(5)
-    layer = LocalConvolution(
-        features=4,
-        kernel=3,
-        stride=stride,
-        padding=padding,
-        initializer='normal',
-        init_std=0.1,
-        init_bias=0.0,
-        towers=2,
-        towers_here=2,
-        dtype=jnp.dtype('float64'),
-        param_dtype=jnp.dtype('float64'),
-        precision='highest',
-        fast=False,
-    )
+    fields = {'features': 4, 'kernel': 3, 'stride': stride, 'padding': padding}
+    config = small({f'conv2.{name}': value for name, value in fields.items()})
+    layer = LocallyConnected(config.conv2, config)
     towers = tuple(rng.standard_normal((2, 5, 6, 3)) for _ in range(2))
     rows, columns = ((side + sum(padding) - 3) // stride + 1 for side in (5, 6))
     kernel = rng.standard_normal((rows, columns, 27, 4))
@@ -232,8 +218,7 @@ def test_a_local_layer_and_its_gradients_are_those_of_lax(x64, stride, padding):
     ],
 )
 def test_initialisers_have_their_variances(initializer, variance, local):
-    model = small({'conv4.local': local}, initializer=initializer)
-    network = AlexNet(**{**model, 'dtype': 'float32'})
+    network = AlexNet(small({'conv4.local': local}, initializer=initializer, dtype='float32'))
     draw = jax.jit(
         lambda key: init_parameters(network, IMAGE, key), compiler_options=reference.QUICK_COMPILE
     )
@@ -279,7 +264,7 @@ def test_dropout_of_inputs_leaves_the_outputs_whole(x64):
 def test_separate_towers_meet_at_fc8_only(x64):
     changes = {f'{name}.sees_both_towers': False for name in ('conv3', 'fc6', 'fc7')}
     model = small(changes)
-    network = AlexNet(**model)
+    network = AlexNet(model)
     parameters = reference.draw_parameters(network, IMAGE, seed=3)
     assert parameters['fc6']['kernel'].shape == (36, 24)
     assert parameters['fc7']['kernel'].shape == (12, 20)
@@ -304,7 +289,7 @@ def test_separate_towers_meet_at_fc8_only(x64):
 @pytest.mark.parametrize('absent', [('fc6',), ('fc7',), ('fc6', 'fc7')])
 def test_fully_connected_layers_may_be_absent(x64, absent):
     changes = {f'{name}.features': 0 for name in absent}
-    network = AlexNet(**small(changes))
+    network = AlexNet(small(changes))
     parameters = reference.draw_parameters(network, IMAGE, seed=3)
     assert not set(absent) & set(parameters)
     logits, seen = activations(small(changes))
@@ -361,9 +346,8 @@ def test_forward_pass_is_pytorchs_on_the_same_weights(configuration, theirs, sid
     config = configuration.get_config()
     assert config.augment.crop_px == side
     units, classes = 96, 20  # of 4,096 and 1,000; the maps are whole
-    config.model.update(num_classes=classes, precision='highest')
-    config.model.fc6.features = config.model.fc7.features = units
-    network = AlexNet(**config.model.to_dict())
+    widths = {'fc6.features': units, 'fc7.features': units}
+    network = AlexNet(reference.model_config(configuration, num_classes=classes, **widths))
     parameters = reference.draw_parameters(network, (side, side, 3), seed=6)
     parameters = jax.tree.map(lambda x: x.astype(np.float32), parameters)
     other = theirs(units, classes).eval()

@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,8 +15,10 @@ import pytest
 from alexnet_jax.benchmarks import communication
 from alexnet_jax.reports import paper
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.config import Config
 from configs import alexnet, tiny
 from tests.parallel.tiny_run import Run
+from tests.typed_config import typed
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'communication.json'
 REGENERATE = 'python -m tests.parallel.test_collectives'
@@ -25,10 +27,11 @@ ONE_TOWER = [(1, *mesh) for mesh in [(2, 1), (1, 2), (1, 4)]]
 MESHES = TWO_TOWERS + ONE_TOWER
 
 
-def _config(towers: int, base: Any = alexnet, **model: Any) -> Any:
+def _config(towers: int, base: Any = alexnet, changes: Mapping[str, Any] = {}) -> Config:
+    """Return a configuration of so many towers, with other values of the fields in `changes`."""
     config = base.get_config()
-    config.model.update(towers=towers, **model)
-    return config
+    config.update_from_flattened_dict({'model.towers': towers, **changes})
+    return typed(config)
 
 
 def _golden(towers: int, data: int, model: int) -> dict[str, list[int]]:
@@ -81,11 +84,12 @@ def test_golden_numbers_by_the_paper_s_table():
     assert sum(size for _, size in gradients.values()) == 4 * paper.TOTAL_PARAMETERS
 
 
-@pytest.mark.parametrize('fields', [{'dtype': 'bfloat16'}, {'num_classes': 7}, {'conv6': 8}])
-def test_other_networks_send_the_least_too(fields):
-    config = _config(2, tiny, **{k: v for k, v in fields.items() if k != 'conv6'})
-    config.model.conv6.features = fields.get('conv6', 0)
-    config.training.update(accumulation_steps=2)
+@pytest.mark.parametrize(
+    'changes',
+    [{'model.dtype': 'bfloat16'}, {'model.num_classes': 7}, {'model.conv6.features': 8}],
+)
+def test_other_networks_send_the_least_too(changes):
+    config = _config(2, tiny, {'training.accumulation_steps': 2, **changes})
     traced = communication.of_step(config, 1, 4)
     assert traced == communication.least(config, 1, 4)
     conv3 = traced[communication.Key('tower', 'conv3', 'forward', 'all_gather')]
@@ -105,9 +109,8 @@ def test_pmap_sends_what_shard_map_sends(data, model):
 
 
 def test_a_mesh_larger_than_any_machine():
-    config = _config(2)
-    config.training.batch_size = config.evaluation.batch_size = 2**17
-    config.parallel.update(data=8192, model=8)
+    batch = dict.fromkeys(('training.batch_size', 'evaluation.batch_size'), 2**17)
+    config = _config(2, changes={'parallel.data': 8192, 'parallel.model': 8, **batch})
     result = communication.measure(config)
     assert result['mesh'] == 'data 8192 x tower 2 x shard 4'
     assert result['data/sent_bytes'] == result['data/least_bytes'] > 0
@@ -115,10 +118,15 @@ def test_a_mesh_larger_than_any_machine():
     assert all(row['sent_bytes'] == row['least_bytes'] for row in result['rows'])
 
 
-def test_sizes_of_the_data_must_be_known():
-    config = _config(2)
-    config.data.image_shape = ()
-    with pytest.raises(UserError, match=r'config\.data\.image_shape and .* must be set'):
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [('data.image_shape', ()), ('data.train_examples', 0), ('model.num_classes', 0)],
+)
+def test_sizes_of_the_data_must_be_known(field, value):
+    config = _config(2, changes={field: value})
+    with pytest.raises(
+        UserError, match=f'config.{field} must be set here, as no data set is opened'
+    ):
         communication.of_step(config, 1, 2)
 
 
@@ -198,8 +206,7 @@ def test_the_compiled_step_sends_no_more(data, model, backend):
 
 @pytest.mark.parametrize('field', ['conv3.local', 'lrn.across_towers'])
 def test_layers_of_the_2012_source_send_the_least_too(field):
-    config = _config(2, tiny)
-    config.update_from_flattened_dict({f'model.{field}': True})
+    config = _config(2, tiny, {f'model.{field}': True})
     traced = communication.of_step(config, 2, 4)
     assert traced == communication.least(config, 2, 4)
     assert traced != communication.of_step(_config(2, tiny), 2, 4)
@@ -218,7 +225,7 @@ def test_layers_of_the_2012_source_send_the_least_too(field):
     ],
 )
 def test_every_kind_of_configuration_sends_the_least(name, data, model):
-    config = importlib.import_module(f'configs.{name}').get_config()
+    config = typed(importlib.import_module(f'configs.{name}').get_config())
     traced = communication.of_step(config, data, model)
     assert traced == communication.least(config, data, model)
     weights = sum(sent.bytes for key, sent in traced.items() if key.axis == 'data')
@@ -227,15 +234,13 @@ def test_every_kind_of_configuration_sends_the_least(name, data, model):
 
 @pytest.mark.parametrize(('fc6', 'fc7', 'model'), [(0, 0, 2), (0, 16, 4), (16, 0, 4)])
 def test_without_a_fully_connected_layer_too(fc6, fc7, model):
-    config = _config(2, tiny)
-    config.model.fc6.features, config.model.fc7.features = fc6, fc7
+    config = _config(2, tiny, {'model.fc6.features': fc6, 'model.fc7.features': fc7})
     assert communication.of_step(config, 2, model) == communication.least(config, 2, model)
 
 
 def test_lars_adds_norms_of_what_is_split():
-    config = _config(2, tiny)
-    before = communication.of_step(config, 2, 4)
-    config.optim.lars_trust = 0.001
+    before = communication.of_step(_config(2, tiny), 2, 4)
+    config = _config(2, tiny, {'optim.lars_trust_coefficient': 0.001})
     traced, least = (f(config, 2, 4) for f in (communication.of_step, communication.least))
     norms = {key for key in traced if key.part == 'norms'}
     assert {key: sent for key, sent in traced.items() if key not in norms} == before

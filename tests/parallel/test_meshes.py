@@ -105,9 +105,9 @@ def test_with_conv6_and_parts_of_the_batch(x64, backend):
 
 # Rates and norms of split parameters, crops shared by rows of several devices.
 UPDATES = (
-    ('optim.lars_trust', 0.01),
-    ('optim.rate_factors', (('conv1', 0.5), ('bias', 2.0))),
-    ('optim.decay_factors', (('bias', 0.0),)),
+    ('optim.lars_trust_coefficient', 0.01),
+    ('optim.lr_multipliers', (('conv1', 0.5), ('bias', 2.0))),
+    ('optim.weight_decay_multipliers', (('bias', 0.0),)),
     ('optim.events', ((0.05, 'fc6', 0.001),)),
     ('augment.images_per_crop', 4),
     ('augment.mean', 'centre'),
@@ -115,8 +115,8 @@ UPDATES = (
 # Norms across towers, towers apart up to fc8, dropout of inputs.
 NETWORK = (
     ('model.lrn.across_towers', True),
-    ('model.conv1.order', ('lrn', 'pool', 'activation')),
-    ('model.conv2.map_norm', True),
+    ('model.conv1.after', ('lrn', 'pool', 'activation')),
+    ('model.conv2.after', ('activation', 'lrn', 'map_norm', 'pool')),
     ('model.conv3.sees_both_towers', False),
     ('model.fc6.sees_both_towers', False),
     ('model.fc7.sees_both_towers', False),
@@ -160,7 +160,7 @@ def test_variants_are_as_on_one_device(x64, towers, data, model, backend, change
 @pytest.mark.parametrize(('towers', 'data', 'model'), TWO_TOWERS + ONE_TOWER)
 def test_each_image_crosses_to_the_devices_once(monkeypatch, towers, data, model):
     """`train` sees to it that a step of either backend takes nothing more from the host."""
-    mesh = mesh_lib.make_mesh(**reference.parallel(data=data, model=model), towers=towers)
+    mesh = mesh_lib.make_mesh(reference.parallel(data=data, model=model), towers)
     make, sent = jax.make_array_from_callback, []
 
     def counting_make(shape, sharding, callback):
@@ -199,7 +199,7 @@ def test_each_image_crosses_to_the_devices_once(monkeypatch, towers, data, model
 )
 def test_a_mesh_that_does_not_fit_is_one_line(sizes, words):
     with pytest.raises(UserError, match=words) as error:
-        mesh_lib.make_mesh(**reference.parallel(**sizes), towers=2)
+        mesh_lib.make_mesh(reference.parallel(**sizes), 2)
     assert '\n' not in str(error.value)
 
 
@@ -216,7 +216,7 @@ def test_a_mesh_that_does_not_fit_is_one_line(sizes, words):
     ],
 )
 def test_shapes_of_meshes(towers, data, model, shape):
-    mesh = mesh_lib.make_mesh(**reference.parallel(data=data, model=model), towers=towers)
+    mesh = mesh_lib.make_mesh(reference.parallel(data=data, model=model), towers)
     assert mesh.axis_names == ('data', 'tower', 'shard')
     assert mesh.devices.shape == shape
     copies = data if data > 0 else 8 // model
@@ -224,7 +224,7 @@ def test_shapes_of_meshes(towers, data, model, shape):
 
 
 def test_batch_must_divide():
-    mesh = mesh_lib.make_mesh(**reference.parallel(data=2, model=2), towers=2)
+    mesh = mesh_lib.make_mesh(reference.parallel(data=2, model=2), 2)
     mesh_lib.check_batch(mesh, 16, 2, 'training.batch_size')
     with pytest.raises(UserError, match=r'training\.batch_size = 12 must be a multiple of 8'):
         mesh_lib.check_batch(mesh, 12, 2, 'training.batch_size')

@@ -55,12 +55,14 @@ CONNECT = """
 import sys
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.parallel import processes
+from tests import reference
 def connect(distributed='off', address='', count=None, number=None, wait_s=30):
     try:
+        config = reference.parallel(
+            initialization_timeout_s=wait_s, heartbeat_timeout_s=10, shutdown_timeout_s=5)
         processes.connect(
-            distributed=distributed, coordinator_address=address, num_processes=count,
-            process_id=number, initialization_timeout_s=wait_s, heartbeat_timeout_s=10,
-            shutdown_timeout_s=5, wait_on_sigterm=False)
+            config, distributed=distributed, coordinator_address=address, num_processes=count,
+            process_id=number, wait_on_sigterm=False)
     except UserError as error:
         print(error)
 """

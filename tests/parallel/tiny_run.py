@@ -10,16 +10,17 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax.config import make_plan
 from alexnet_jax.input.augment import Augment
 from alexnet_jax.input.batch import Batch, Statistics
 from alexnet_jax.network.model import AlexNet
+from alexnet_jax.network.parameters import init_parameters
 from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.training import step as step_lib
 from alexnet_jax.training.experiment import BATCH_SPECS
 from alexnet_jax.training.optim import make_optimizer
+from alexnet_jax.training.plan import make_plan
 from configs import tiny
-from tests import reference
+from tests.typed_config import typed
 
 BATCH, CROP = 16, (7, 7, 1)
 
@@ -56,18 +57,16 @@ class Run:
         config.model.update(towers=self.towers, dtype=self.dtype, num_classes=self.num_classes)
         config.model.conv6.update(features=self.conv6, init_std=0.05)
         config.augment.mirror = True
+        config.parallel.update(data=self.data, model=self.model)
         config.update_from_flattened_dict(dict(self.changes))
-        self.mesh = mesh_lib.make_mesh(
-            **reference.parallel(data=self.data, model=self.model), towers=self.towers
-        )
-        self.network = AlexNet(
-            **config.model.to_dict(), collectives=mesh_lib.collectives(self.mesh, self.backend)
-        )
-        plan = make_plan(**config.training, num_examples=1437)
-        self.optimizer = make_optimizer(
-            **config.optim, batch_size=plan.batch_size, first_step=plan.first_step
-        )
-        self.augment = Augment(**config.augment, first_step=plan.first_step)
+        sections = typed(config)
+        self.mesh = mesh_lib.make_mesh(sections.parallel, self.towers)
+        collectives = mesh_lib.collectives(self.mesh, self.backend)
+        self.network = AlexNet(sections.model, collectives)
+        plan = make_plan(sections.training, num_examples=1437)
+        self.optimizer = make_optimizer(sections.optim, plan)
+        colour_steps = plan.first_step(sections.augment.colour_epochs)
+        self.augment = Augment(sections.augment, colour_steps)
         self.specs = step_lib.state_specs(self.network, self.optimizer, CROP)
         state = _initial_state(self.network, self.optimizer, self.dtype)
         self.state = jax.device_put(state, mesh_lib.shardings(self.mesh, self.specs))
@@ -111,7 +110,7 @@ class Run:
 
 def _weights(network: AlexNet) -> Any:
     """Weights by NumPy, larger than the initial ones, so that every path carries signal."""
-    shapes = jax.eval_shape(lambda: step_lib.init_parameters(network, CROP, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_parameters(network, CROP, jax.random.key(0)))
     random = np.random.default_rng(2)
     return jax.tree.map(lambda leaf: random.normal(0.02, 0.2, leaf.shape), shapes)
 

@@ -1,6 +1,7 @@
 """`prepare folder`: folders and tars of classes, how they are split, what is left aside."""
 
 import io
+import itertools
 import json
 import lzma
 import tarfile
@@ -166,15 +167,25 @@ def test_sizes(tmp_path, capsys):
     np.testing.assert_array_equal(image, expected, strict=True)
 
 
-def test_a_slice_of_cifar(tmp_path):
-    """Real images out of a real archive, with the folders that it has."""
-    chosen = []
+def like_cifar():
+    """Return (name, JPEG file) for 60 small photographs named like those of the archive below."""
+    return [
+        (f'cifar10_jpeg/test/airplane/{i:04}.jpg', photographs.piece(i, (32, 32), quality=75))
+        for i in range(60)
+    ]
+
+
+def cifar():
+    """Return (name, JPEG file) for the first 60 images of a real archive."""
     with tarfile.open(photographs.shared_file('cifar10_jpeg.tar.xz')) as tar:
-        for member in tar:  # only the beginning is decompressed: test/airplane
-            if member.isfile():
-                chosen.append((member.name, tar.extractfile(member).read()))
-            if len(chosen) == 60:
-                break
+        members = (member for member in tar if member.isfile())
+        # Only the beginning is decompressed: test/airplane.
+        return [(m.name, tar.extractfile(m).read()) for m in itertools.islice(members, 60)]
+
+
+@pytest.mark.parametrize('choose', [like_cifar, pytest.param(cifar, marks=pytest.mark.photographs)])
+def test_a_slice_of_cifar(tmp_path, choose):
+    chosen = choose()
     files = [(n.replace('/test/', '/train/') if i % 3 else n, d) for i, (n, d) in enumerate(chosen)]
     source = tmp_path / 'cifar.tar.xz'
     source.write_bytes(lzma.compress(tar_bytes(files), preset=0))

@@ -1,6 +1,7 @@
-"""`prepare imagenet` on real photographs in archives of ILSVRC's shape, odd ones among them."""
+"""`prepare imagenet` on photographs in archives of ILSVRC's shape, odd ones among them."""
 
 import functools
+import io
 import json
 import os
 import signal
@@ -13,17 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from alexnet_jax import prepare
 from alexnet_jax.input import pipeline
 from tests import photographs
-from tests.photographs import encoded, expected, tar_bytes
+from tests.photographs import SYNSETS, encoded, expected, tar_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = '5.1.256'
-PACKAGED = tfds.core.tfds_path('datasets/imagenet2012')
-SYNSETS = PACKAGED.joinpath('labels.txt').read_text().split()
-ANSWERS = PACKAGED.joinpath('validation_labels.txt').read_text().split()
+ANSWERS = tfds.core.tfds_path('datasets/imagenet2012/validation_labels.txt').read_text().split()
 
 
 @functools.cache
@@ -41,10 +41,9 @@ def train():
 BROKEN = ('1003', '1004')
 
 
-@functools.cache
-def validation():
+def validation(sample):
     """Return name -> photograph: the numbers are those of images of the same synset."""
-    chosen = photographs.sample(24)[::5]
+    chosen = sample[::5]
     return {f'ILSVRC2012_val_{ANSWERS.index(synset) + 1:08d}.JPEG': data for synset, data in chosen}
 
 
@@ -62,7 +61,8 @@ def write_archives(folder, train_files, validation_files):
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
-    return write_archives(tmp_path_factory.mktemp('archives'), train(), validation())
+    folder = tmp_path_factory.mktemp('archives')
+    return write_archives(folder, train(), validation(photographs.sample(24)))
 
 
 def run(source, data_dir, *flags):
@@ -86,19 +86,40 @@ def good():
     return {n: d for n, d in sorted(train().items()) if not any(b in n for b in BROKEN)}
 
 
-def test_every_record_is_what_pillow_makes_of_its_photograph(prepared):
-    builder: Any = tfds.builder_from_directory(prepared / 'imagenet2012' / VERSION)
+def grayscale(files):
+    return [n for n, data in sorted(files.items()) if Image.open(io.BytesIO(data)).mode == 'L']
+
+
+def check_records(data_dir, sample, train_files):
+    """Hold every record against what Pillow makes of its photograph."""
+    builder: Any = tfds.builder_from_directory(data_dir / 'imagenet2012' / VERSION)
     assert builder.info.features['label'].names == SYNSETS
-    for split, originals in ('train', good()), ('validation', dict(sorted(validation().items()))):
+    validation_files = validation(sample)
+    for split, originals in ('train', train_files), ('validation', validation_files):
         records = builder.as_data_source(split)
         assert len(records) == len(originals)
-        for (name, data), record in zip(originals.items(), records, strict=True):
+        for (name, data), record in zip(sorted(originals.items()), records, strict=True):
             np.testing.assert_array_equal(record['image'], expected(data), strict=True)
             number = name.rpartition('_')[2].removesuffix('.JPEG')
             synset = name[:9] if split == 'train' else ANSWERS[int(number) - 1]
             assert record['label'] == SYNSETS.index(synset)
             if split == 'validation':  # and the photograph is one of that synset
-                assert dict(photographs.sample(24))[synset] == data
+                assert dict(sample)[synset] == data
+
+
+def test_every_record_is_what_pillow_makes_of_its_photograph(prepared):
+    check_records(prepared, photographs.sample(24), good())
+
+
+@pytest.mark.photographs
+def test_imagenets_own_photographs(tmp_path):
+    sample = photographs.imagenet_sample()
+    files = {f'{synset}_{i}.JPEG': data for i, (synset, data) in enumerate(sample)}
+    source = write_archives(tmp_path / 'source', files, validation(sample))
+    assert run(source, tmp_path) == 0
+    check_records(tmp_path, sample, files)
+    report = json.loads((tmp_path / 'imagenet2012' / VERSION / 'report.json').read_text())
+    assert report['names'] == {'train': {'grayscale': grayscale(files)}, 'validation': {}}
 
 
 def test_the_report(prepared):
@@ -112,6 +133,8 @@ def test_the_report(prepared):
     names = report['names']['train']
     assert names['PNG named JPEG'] == [f'{synset}_1001.JPEG']
     assert names['CMYK'] == [f'{synset}_1002.JPEG']
+    assert names['grayscale'] == grayscale(good())
+    assert len(names['grayscale']) == 3
     assert len(names['broken']) == 1
     assert names['broken'][0].startswith(f'{synset}_1003.JPEG: image file is truncated')
     assert names['too large'][0].startswith(f'{synset}_1004.JPEG: ')
@@ -170,9 +193,10 @@ def test_a_mended_archive_is_read_again(tmp_path):
     """The same bytes in other places would be another recipe; a mended download has its places."""
     name, data = next(iter(train().items()))
     damaged = data[:100] + bytes(len(data) - 100)
-    source = write_archives(tmp_path / 'source', {name: damaged}, validation())
+    validation_files = validation(photographs.sample(24))
+    source = write_archives(tmp_path / 'source', {name: damaged}, validation_files)
     assert run(source, tmp_path) == 2
-    write_archives(source, {name: data}, validation())
+    write_archives(source, {name: data}, validation_files)
     assert run(source, tmp_path) == 0
     builder: Any = tfds.builder_from_directory(tmp_path / 'imagenet2012' / VERSION)
     np.testing.assert_array_equal(builder.as_data_source('train')[0]['image'], expected(data))

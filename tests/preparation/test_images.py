@@ -1,5 +1,6 @@
 """Decoding: formats, odd and damaged files, limits; the resize against slow NumPy."""
 
+import collections
 import gzip
 import io
 import warnings
@@ -149,12 +150,37 @@ def test_resize_and_crop_is_the_triangle_filter(shape):
     assert np.abs(found - whole[top : top + size, left : left + size]).max() < 1.02
 
 
-def test_photographs_as_pillow_resizes_them():
-    for _, data in photographs.sample(8):
-        image, _ = images.decode(data)
+def check_photographs(sample):
+    """Hold each photograph against Pillow alone; return how many were odd in which way."""
+    found = collections.Counter()
+    for _, data in sample:
+        image, odd = images.decode(data, 'a.JPEG')
+        found.update(odd)
         np.testing.assert_array_equal(
             images.resize_and_crop(image), photographs.expected(data), strict=True
         )
+    return found
+
+
+def test_photographs_as_pillow_resizes_them():
+    sample = photographs.sample(24)
+    assert check_photographs(sample) == {'grayscale': 3}
+    # The sample has what it promises: each kind of file that the decoder has to deal with.
+    files = [Image.open(io.BytesIO(data)) for _, data in sample]
+    assert {file.mode for file in files} == {'RGB', 'L'}
+    assert {file.layer[0][1:3] for file in files} == {(1, 1), (2, 1), (2, 2)}  # chroma
+    assert {'progressive', 'icc_profile', 'photoshop', 'exif', 'comment'} <= {
+        key for file in files for key in file.info
+    }
+    assert min(min(file.size) for file in files) < 100
+    assert max(min(file.size) for file in files) > 500
+    assert any(file.width > file.height for file in files)
+    assert any(file.width < file.height for file in files)
+
+
+@pytest.mark.photographs
+def test_imagenets_photographs_as_pillow_resizes_them():
+    assert check_photographs(photographs.imagenet_sample()) == {'grayscale': 4}
 
 
 def test_encode_jpeg(jpeg):

@@ -10,10 +10,7 @@ import tensorflow_datasets as tfds
 
 from alexnet_jax import prepare
 from tests import photographs
-from tests.photographs import encoded, expected
-
-PACKAGED = tfds.core.tfds_path('datasets/imagenet2012')
-SYNSETS = PACKAGED.joinpath('labels.txt').read_text().split()
+from tests.photographs import SYNSETS, encoded, expected
 
 
 def originals():

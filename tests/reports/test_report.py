@@ -1,43 +1,34 @@
-"""`report reproduction`: a claim is measured by a finished run of its very configuration only."""
+"""The reports: a claim is measured by finished runs of its very configuration only."""
 
+import dataclasses
 import importlib
 import json
 import re
+import shutil
+import subprocess
+import sys
 
-import ml_collections
 import pytest
 from etils import epath
 
-from alexnet_jax import config as config_lib
 from alexnet_jax import report
 from alexnet_jax.reports import against_baseline, claims, paper
 from alexnet_jax.reports.workdirs import Run, read_run
+from alexnet_jax.runtime.config import MEANING, fields, flatten
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.config import Config
 from configs import alexnet, cifar10_13pct, digits, relu_vs_tanh
+from tests.reports import saved_run
 
 TOP1 = '1 CNN, ILSVRC-2012 validation: top1 error 10 views'
 ONE_CROP = {'eval/loss': 1.8, 'eval/top1_error': 0.43, 'eval/top5_error': 0.2}
 ERRORS = {**ONE_CROP, 'eval/top1_error_10_views': 0.41, 'eval/top5_error_10_views': 0.19}
 
 
-def _change(config, fields):
-    with config.unlocked(), config.ignore_type():
-        for name, value in fields.items():
-            *path, last = name.split('.')
-            section = config
-            for part in path:
-                section = section[part]
-            section[last] = value
-
-
 def _write(root, name, fields=None, *, epoch=90.0001, started=None, config=None, **errors):
-    """Write the files of a finished run, as `train` leaves them."""
+    """Write the files of a finished run."""
     config = config or alexnet.get_config()
-    _change(config, fields or {})
-    directory = root / name
-    directory.mkdir(parents=True)
-    (directory / 'config.json').write_text(config_lib.to_json(config))
-    (directory / 'environment.json').write_text('{"git": "abc"}')
+    saved_run.change(config, fields or {})
     first = {'kind': 'event', 'event': 'started', **(started or {})}
     rows = [
         {'step': 0, 'epoch': 0.0, **first},
@@ -45,8 +36,7 @@ def _write(root, name, fields=None, *, epoch=90.0001, started=None, config=None,
         {'step': 1800, 'epoch': epoch, 'kind': 'train', 'train/loss': 1.0},
         {'step': 1800, 'epoch': epoch, 'kind': 'eval', **{**ERRORS, **errors}},
     ]
-    (directory / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    return directory
+    return saved_run.save(root / name, config, rows)
 
 
 def _report(root):
@@ -92,30 +82,66 @@ def _measured(root):
 def test_configurations_are_those_of_their_claims_and_of_no_other(file, experiment):
     """The constants of paper.py and the files of configs/, written apart, say the same."""
     config = importlib.import_module(f'configs.{file}').get_config()
-    flat = config_lib.flatten(json.loads(config_lib.to_json(config)))
     init_data = 'imagenet_fall2011/1.0.0' if file == 'cnn_star' else ''
-    run = Run('x', flat, config.training.total_epochs, {}, init_data)
+    epochs = config.training.total_epochs
+    run = Run(name='x', fields=flatten(config.to_dict()), step=0, epoch=epochs, init_data=init_data)
     found = [e.name for e in paper.EXPERIMENTS if claims.is_of(e, run)]
     assert found == [experiment] * (experiment is not None)
 
 
 def test_half_of_a_recipe_is_none(tmp_path):
     _write(tmp_path, 'a', {'augment.images_per_crop': 32})
-    _write(tmp_path, 'b', {'optim.rate_factors': (('bias', 2.0),)})
+    _write(tmp_path, 'b', {'optim.lr_multipliers': (('bias', 2.0),)})
     assert not _measured(tmp_path)
 
 
-def test_every_field_defines_a_claim_or_is_free():
-    undecided = [
+def test_every_field_with_a_meaning_has_the_paper_s_value():
+    known = fields(Config).items()
+    wanted = {
         name
-        for name in config_lib.FIELDS
-        if name not in paper.ALEXNET and not name.startswith(claims.FREE)
-    ]
-    assert not undecided, f'give {undecided} a value in paper.ALEXNET, or name them free'
-    assert set(paper.ALEXNET) <= set(config_lib.FIELDS)
+        for name, field in known
+        if field.metadata['role'] == MEANING and field.default is dataclasses.MISSING
+    }
+    assert set(paper.ALEXNET) == wanted
     for experiment in paper.EXPERIMENTS:
-        assert set(experiment.fields or {}) <= set(paper.ALEXNET), experiment.name
+        assert set(experiment.fields or {}) <= wanted, experiment.name
         assert (experiment.fields is None) == bool(experiment.note), experiment.name
+
+
+def _edit(path, old, new):
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
+def test_a_field_is_added_in_two_places(tmp_path):
+    """With its `off` value, old runs and the paper's claims need no change."""
+    for folder in ('alexnet_jax', 'configs'):
+        shutil.copytree(folder, tmp_path / folder, ignore=shutil.ignore_patterns('__pycache__'))
+    config = alexnet.get_config()
+    _write(tmp_path / 'runs', 'before', {'seed': 1}, config=config)
+    _edit(
+        tmp_path / 'alexnet_jax/input/augment.py',
+        '    mirror: bool = field(boolean)\n',
+        '    mirror: bool = field(boolean)\n    blur_px: float = field(number(0.0), off=0.0)\n',
+    )
+    _edit(tmp_path / 'configs/alexnet.py', "'mirror': True,", "'mirror': True, 'blur_px': 0.0,")
+    _write(tmp_path / 'runs', 'off', {'seed': 2, 'augment.blur_px': 0.0})
+    _write(tmp_path / 'runs', 'on', {'seed': 3, 'augment.blur_px': 1.5})
+    command = (
+        'from alexnet_jax import report; report.main(["reproduction", "--runs=runs", "--json"])'
+    )
+    check = (
+        'from alexnet_jax.training.config import Config; from configs import alexnet; '
+        'assert Config.from_dict(alexnet.get_config().to_dict()).augment.blur_px == 0.0; '
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', check + command], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {tuple(row['runs']) for row in found['rows']} == {(), ('before', 'off')}
+    assert {tuple(row['runs']) for row in found['others']} == {('on',)}
 
 
 def test_figures_of_the_paper():
@@ -159,7 +185,11 @@ def test_seeds_count_once_and_give_the_spread(tmp_path):
     [
         {'model.towers': 1},
         {'model.conv2.features': 128},
-        {'model.conv1.lrn': False, 'model.lrn.n': 3},
+        {'model.conv1.after': ('activation', 'pool'), 'model.lrn.n': 3},
+        {'model.conv1.after': ('lrn', 'pool', 'activation')},
+        {'model.conv2.after': ('activation', 'lrn', 'map_norm', 'pool')},
+        {'model.conv1.pool_window': 2},
+        {'model.conv3.local': True},
         {'model.dropout': 0.4},
         {'model.num_classes': 250},
         {'augment.colour_std': 0.2},
@@ -192,9 +222,13 @@ def test_fields_that_define_nothing_may_differ(tmp_path):
         'data.dir': '/data',
         'data.name': 'imagenet2012:5.1.256',
         'optim.schedule': 'steps',
-        'optim.drop_epochs': (25.0, 51.0),
+        'optim.milestone_epochs': (25.0, 51.0),
+        'training.accumulation_steps': 2,
+        'model.precision': 'default',
         'training.eval_every_epochs': 0.0,
         'model.conv6.kernel': 5,  # there is no conv6
+        'model.conv3.pool_window': 2,  # no pooling follows conv3
+        'model.map_norm.n': 3,  # nor a map norm any layer
     }
     _write(tmp_path, 'a', fields)
     directory = _write(tmp_path, 'b', {'seed': 4})
@@ -212,7 +246,7 @@ def test_a_run_of_another_length_is_no_claim_s(tmp_path, epoch):
 
 def test_ablations_are_differences_of_two_runs(tmp_path):
     name = 'no response norm: top1 error 10 views, above that of 1 CNN, ILSVRC-2012 validation'
-    no_norm = {'model.conv1.lrn': False, 'model.conv2.lrn': False}
+    no_norm = {f'model.conv{n}.after': ('activation', 'pool') for n in (1, 2)}
     _write(tmp_path, 'a', no_norm, **{'eval/top1_error_10_views': 0.43})
     assert name not in _measured(tmp_path)
     assert 'no response norm: top1 error 10 views' in _measured(tmp_path)
@@ -267,7 +301,7 @@ def _write_ensemble(root, name, seeds, fields=None):
     members = []
     for index, seed in enumerate(seeds):
         member = alexnet.get_config()
-        _change(member, {'seed': seed, **(fields or {}).get(index, {})})
+        saved_run.change(member, {'seed': seed, **(fields or {}).get(index, {})})
         members.append(
             {
                 'place': f'runs/{seed}',
@@ -297,9 +331,7 @@ def test_an_ensemble_is_of_five_different_runs(tmp_path):
     (directory / 'members.json').write_text(json.dumps(members))
     assert name not in _measured(tmp_path)
     reasons = {row['run']: row['reason'] for row in _report(tmp_path)['left_out']}
-    assert re.search(
-        'ended at step 900821, epoch 45, and was to go on to epoch 90', reasons['five']
-    )
+    assert re.search('ended at step 900821, epoch 45, before epoch 90', reasons['five'])
 
 
 def test_an_ensemble_is_judged_on_the_claim_s_examples(tmp_path):
@@ -338,10 +370,13 @@ def _rewrite(name, change):
 @pytest.mark.parametrize(
     ('damage', 'words'),
     [
-        (lambda d: (d / 'config.json').unlink(), r'config\.json cannot be read'),
-        (lambda d: (d / 'environment.json').unlink(), r'environment\.json cannot be read'),
-        (lambda d: (d / 'metrics.jsonl').unlink(), r'metrics\.jsonl cannot be read'),
-        (_rewrite('metrics.jsonl', lambda text: text[:-5]), 'last line .* is cut short'),
+        (lambda d: (d / 'config.json').unlink(), r'it has no config\.json'),
+        (lambda d: (d / 'environment.json').unlink(), r'it has no environment\.json'),
+        (lambda d: (d / 'metrics.jsonl').unlink(), r'it has no metrics\.jsonl'),
+        (
+            _rewrite('metrics.jsonl', lambda text: text[:-5]),
+            'it has no evaluation at its last step, 1800',
+        ),
         (_rewrite('metrics.jsonl', lambda text: ''), 'it has no evaluation'),
         (_rewrite('metrics.jsonl', lambda t: t.replace('"step": 900', 'step')), 'is damaged'),
         (_rewrite('metrics.jsonl', lambda t: t.replace('"kind"', '"kynd"')), r"KeyError: 'kind'"),
@@ -349,13 +384,16 @@ def _rewrite(name, change):
         (_rewrite('metrics.jsonl', lambda t: t.replace('0.41', 'NaN')), 'evaluation is damaged'),
         (_rewrite('metrics.jsonl', lambda t: t.replace('0.41', '"x"')), 'damaged'),
         (_rewrite('metrics.jsonl', lambda t: '\n'.join(t.split('\n')[:-2]) + '\n'), 'at its last'),
-        (_rewrite('metrics.jsonl', lambda t: t.replace('90.0001', '89.0')), 'go on to epoch 90'),
-        (_rewrite('config.json', lambda text: text[:100]), r'config\.json is damaged'),
-        (_rewrite('config.json', lambda text: '[]'), 'files are damaged'),
+        (
+            _rewrite('metrics.jsonl', lambda t: t.replace('90.0001', '89.0')),
+            'ended at step 1800, epoch 89, before epoch 90',
+        ),
+        (_rewrite('config.json', lambda text: text[:100]), r'config\.json cannot be read'),
+        (_rewrite('config.json', lambda text: '[]'), 'files of the run .* are damaged'),
         (_rewrite('config.json', lambda t: t.replace('"seed"', '"sed"')), r"KeyError: 'seed'"),
         (
             _rewrite('config.json', lambda t: t.replace('"total_steps": 0', '"total_steps": 1801')),
-            'ended at step 1800, .* was to go on to step 1801',
+            'ended at step 1800, .* before step 1801',
         ),
     ],
 )
@@ -401,7 +439,10 @@ def test_small_runs_stand_in_a_table_of_their_own(tmp_path, capsys):
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        (['--runs', '{tmp}/none'], r'none is no folder; name that of the workdirs with --runs'),
+        (
+            ['--runs', '{tmp}/none'],
+            r'none is not a folder; name one that holds workdirs: --runs=DIR',
+        ),
         (['--runs', '{tmp}', '--output', '{tmp}/no/x.md'], r'cannot write .*x\.md'),
     ],
 )
@@ -464,7 +505,7 @@ def test_fig_1_says_how_far_a_run_got_that_is_not_at_25_percent(tmp_path):
         _write(tmp_path, name, fields, config=relu_vs_tanh.get_config(), epoch=epoch)
     rows = _rows(tmp_path)
     assert _measured(tmp_path) == {RELU}
-    assert rows[TANH]['note'] == rows[RATIO]['note'] == 'not there in the 12.5 epochs of long'
+    assert rows[TANH]['note'] == rows[RATIO]['note'] == 'not reached in the 12.5 epochs of long'
     assert rows[RATIO]['ours'] is None
 
 
@@ -508,18 +549,14 @@ def test_the_committed_pages_are_those_of_the_committed_results(page, arguments,
     assert output.read_text() == epath.Path(f'docs/{page}.md').read_text(), f'run {command}'
 
 
-def test_config_dicts_survive_json():
-    config = alexnet.get_config()
-    back = config_lib.flatten(json.loads(config_lib.to_json(config)))
-    assert back == config_lib.flatten(config)
-    assert isinstance(config, ml_collections.ConfigDict)
+NO_NORM = ('activation', 'pool')
 
 
 def _ablations(root):
     """Three seeds of a baseline and of a change; two of another; one that is not finished."""
     for seed, error in enumerate((0.50, 0.52, 0.51)):
         _write(root, f'baseline_{seed}', {'seed': seed}, **{'eval/top1_error': error})
-        fields = {'seed': seed, 'model.conv1.lrn': False, 'parallel.model': 2}
+        fields = {'seed': seed, 'model.conv1.after': NO_NORM, 'parallel.model': 2}
         _write(root, f'no_lrn_{seed}', fields, **{'eval/top1_error': error + 0.03})
         fields = {'seed': seed, 'model.dropout': 0.0}
         _write(root, f'no_dropout_{seed}', fields, **{'eval/top1_error': 0.52 - 0.1 * (seed == 0)})
@@ -536,18 +573,18 @@ def test_runs_are_compared_with_a_baseline_of_the_same_seeds(tmp_path):
     assert [row['changes'] for row in found['rows']] == [
         {},
         {'model.dropout': 0.0},
-        {'model.conv1.lrn': False},  # where it ran is no change
+        {'model.conv1.after': NO_NORM},  # where it ran is no change
         {'model.activation': 'tanh'},
     ]
     base, no_dropout, no_lrn, tanh = found['rows']
     assert (base['mean'], base['min'], base['max'], base['seeds']) == (51.0, 50.0, 52.0, 3)
     assert [row['seeds'] for row in found['rows']] == [3, 3, 3, 2]
     assert no_lrn['difference'] == pytest.approx(3.0)
-    assert no_lrn['told_apart']  # 53 to 55 beside 50 to 52
+    assert no_lrn['distinguishable']  # 53 to 55 beside 50 to 52
     assert no_dropout['difference'] == pytest.approx((-8 + 0 + 1) / 3)
-    assert not no_dropout['told_apart']  # 42 to 52
+    assert not no_dropout['distinguishable']  # 42 to 52
     assert tanh['difference'] is None  # no seed of both
-    assert not tanh['told_apart']  # two seeds
+    assert not tanh['distinguishable']  # two seeds
     assert [row['run'] for row in found['left_out']] == ['cut']
 
 
@@ -564,9 +601,12 @@ def test_the_comparison_in_words(tmp_path, capsys):
     _ablations(tmp_path)
     assert report.main(['compare', '--runs', str(tmp_path), '--baseline', 'baseline_0']) == 0
     out = capsys.readouterr().out
-    assert out.startswith('# Runs beside a baseline: imagenet2012 validation, 90.0001 epochs\n')
+    assert out.startswith(
+        '# Runs compared with a baseline: imagenet2012 validation, 90.0001 epochs\n'
+    )
     assert '| nothing: the baseline | 51.00 (50.00 to 52.00) | 3 |  |  |' in out
-    assert '| `model.conv1.lrn = False` | 54.00 (53.00 to 55.00) | 3 | +3.00 | yes |' in out
+    changed = f'`model.conv1.after = {NO_NORM}`'
+    assert f'| {changed} | 54.00 (53.00 to 55.00) | 3 | +3.00 | yes |' in out
     assert "| `model.activation = 'tanh'` | 90.00 (90.00 to 90.00) | 2 | - | no |" in out
 
 

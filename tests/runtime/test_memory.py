@@ -2,13 +2,12 @@
 
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='mallopt is of glibc')
+from alexnet_jax.runtime import memory
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGES = 64 * 2**20 // os.sysconf('SC_PAGE_SIZE')  # of the array below
@@ -90,6 +89,13 @@ def test_it_is_for_the_cpu_alone(platforms, kept):
     assert in_a_process(KEEP, JAX_PLATFORMS=platforms) == f'{kept}\n'
 
 
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(memory, '_kept', False)
+    monkeypatch.setattr(memory.ctypes, 'CDLL', lambda name: object())  # has no mallopt
+    assert not memory.keep()
+    memory.trim()
+
+
 @pytest.mark.parametrize('package', ['libtpu', 'jax_plugins/xla_cuda13'])
 def test_an_installed_accelerator_is_noticed(tmp_path, package):
     (tmp_path / package).mkdir(parents=True)
@@ -107,12 +113,12 @@ def test_a_plugin_that_names_itself_is_noticed(tmp_path):
 
 def test_a_command_keeps_its_memory():
     script = """
-import sys
-from absl import flags
-from alexnet_jax import command_line
+from alexnet_jax import config_command
+from alexnet_jax.command_line import Parser
 from alexnet_jax.runtime import memory
-flags.FLAGS([sys.argv[0], '--config=configs/tiny.py'])
-command_line.load_config()
+parser = Parser()
+config_command.add_options(parser)
+config_command.parse(parser, ['--config=configs/tiny.py'])
 print(memory._kept)
 """
     assert in_a_process(script, JAX_PLATFORMS='cpu') == 'True\n'

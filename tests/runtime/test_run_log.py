@@ -4,21 +4,21 @@ import json
 import struct
 import subprocess
 
-import numpy as np
 import pytest
 from etils import epath
 from tensorboardX.proto import event_pb2
 
 from alexnet_jax.runtime import run_log
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.runtime.run_log import RunLog
+from alexnet_jax.runtime.run_log import LogConfig, RunLog
 
 TRAIN = {'train/loss': 2.5, 'train/top1_error': 0.75, 'train/learning_rate': 0.01}
 
 
 def _open(workdir, start_step=0, **fields) -> RunLog:
     section = {'tensorboard': False, 'progress_bar': False, 'profile_steps': (0, 0), **fields}
-    return RunLog(epath.Path(workdir), start_step=start_step, total_steps=10, **section)
+    config = LogConfig(**section)
+    return RunLog(epath.Path(workdir), config, start_step=start_step, total_steps=10)
 
 
 def _rows(workdir):
@@ -177,39 +177,8 @@ def test_read_rows_of_nothing(tmp_path):
     assert run_log.read_rows(epath.Path(tmp_path / 'none')) == []
 
 
-def test_an_epoch_holds_the_steps_that_end_in_it():
-    epochs, values = np.array([0.25, 0.5, 0.75, 1.0, 1.25, 3.0]), np.array([1, 2, 3, 6, 5, 7])
-    where, means = run_log.epoch_means(epochs, values)
-    assert where.tolist() == [0.625, 1.25, 3.0]
-    assert means.tolist() == [3.0, 5.0, 7.0]
-
-
-@pytest.mark.parametrize(
-    ('errors', 'epoch'),
-    [
-        ((0.8, 0.6, 0.4, 0.2, 0.1, 0.1), 1.75 + 0.05 / 0.2),  # 0.7, 0.3, 0.1: between the last two
-        ((0.8, 0.6, 0.2, 0.2, 0.9, 0.9), 0.75 + 0.45 / 0.5),  # the first time counts
-        ((0.3, 0.2, 0.1, 0.1, 0.1, 0.1), 0.75),  # in the first epoch: its middle
-        ((0.8, 0.6, 0.4, 0.2, 0.3, 0.3), None),  # one step of 20 % is no epoch of it
-        ((0.8,) * 6 + (0.1,), 2.75 + 0.75 * 0.55 / 0.7),  # half an epoch is one
-        ((), None),
-    ],
-)
-def test_the_epoch_at_which_the_training_error_falls_to_25_percent(errors, epoch):
-    rows = [{'kind': 'event', 'epoch': 0.0}, {'kind': 'eval', 'epoch': 0.5, 'eval/top1_error': 0.1}]
-    rows += [
-        {'kind': 'train', 'epoch': (i + 1) / 2, 'train/top1_error': error}
-        for i, error in enumerate(errors)
-    ]
-    assert run_log.epochs_to_error(rows, 0.25) == pytest.approx(epoch, abs=1e-12)
-
-
-def test_a_last_step_that_reaches_into_the_next_epoch_is_no_epoch():
-    rows = [
-        {'epoch': epoch, 'train/top1_error': error}
-        for epoch, error in ((0.34, 0.9), (0.68, 0.7), (1.0, 0.5), (1.02, 0.1))
-    ]
-    epochs, means = run_log.training_error(rows)
-    assert means.tolist() == [pytest.approx(0.7)]
-    assert epochs.tolist() == [pytest.approx((0.34 + 0.68 + 1.0) / 3)]
-    assert run_log.epochs_to_error(rows, 0.25) is None
+def test_a_run_that_was_started_twice_began_from_what_the_second_start_says():
+    rows = [{'event': 'started', 'init_data': 'a/1'}, {'event': 'started', 'init_data': 'b/1'}]
+    assert run_log.initial_data([*rows, {'event': 'resumed'}]) == 'b/1'
+    assert run_log.initial_data([{'event': 'started'}]) == ''
+    assert run_log.initial_data([]) == ''

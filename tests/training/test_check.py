@@ -11,6 +11,7 @@ from alexnet_jax.training import check
 from alexnet_jax.training.experiment import build
 from configs import digits
 from tests import reference
+from tests.typed_config import typed
 
 STEPS = 100
 
@@ -41,7 +42,7 @@ def _config(data_dir, **fields):
 
 @pytest.mark.slow
 def test_a_sound_configuration_leaves_chance(data_dir, capsys):
-    check.check(_config(data_dir, parallel__model=2), STEPS)
+    check.check(build(_typed(data_dir, parallel__model=2)), STEPS)
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(
         r'leaves chance: loss \d\.\d+ after \d+ steps on one batch, [12]\.\d+ without .*', lines[-1]
@@ -50,10 +51,14 @@ def test_a_sound_configuration_leaves_chance(data_dir, capsys):
     assert layers == ['conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc6', 'fc7', 'fc8']
 
 
+def _typed(*arguments, **fields):
+    return typed(_config(*arguments, **fields))
+
+
 def _small_weights(config):
     for name in ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc6', 'fc7', 'fc8'):
         config.model[name].init_std = 0.01
-    return config
+    return typed(config)
 
 
 @pytest.mark.slow
@@ -74,7 +79,7 @@ def _small_weights(config):
 def test_what_keeps_it_at_chance_is_named(data_dir, fields, words, capsys):
     steps = STEPS if fields.get('optim__learning_rate') == 1e3 else 8
     with pytest.raises(UserError, match='does not leave chance: loss ') as error:
-        check.check(_config(data_dir, **fields), steps)
+        check.check(build(_typed(data_dir, **fields)), steps)
     assert re.search(words, str(error.value)), error.value
     assert '\n' not in str(error.value)
     assert 'pixels: standard deviation 70.6' in capsys.readouterr().out
@@ -83,8 +88,7 @@ def test_what_keeps_it_at_chance_is_named(data_dir, fields, words, capsys):
 @pytest.mark.slow
 def test_pixels_divided_by_255_are_named(data_dir):
     """With weights of N(0, 0.01) such pixels are the known cause of a loss that stays."""
-    config = _small_weights(_config(data_dir))
-    config.augment.pixel_divisor = 255.0
+    config = _small_weights(_config(data_dir, augment__pixel_divisor=255.0))
     trace = check.run(build(config), 12)
     assert not check.leaves_chance(trace)
     assert trace.before.pixel_std == pytest.approx(70.6 / 255, rel=0.01)
@@ -97,7 +101,7 @@ def test_pixels_divided_by_255_are_named(data_dir):
 @pytest.mark.slow
 def test_images_that_are_lost_on_the_way_are_named(data_dir):
     """On the right scale, but through layers that let nearly nothing through."""
-    config = _config(data_dir, model__conv2__init_std=1e-6)
+    config = _typed(data_dir, model__conv2__init_std=1e-6)
     trace = check.run(build(config), 1)
     assert re.match(
         r'the outputs of conv2 differ by .* raise config\.model\.conv2\.init_std',
@@ -108,9 +112,8 @@ def test_images_that_are_lost_on_the_way_are_named(data_dir):
 @pytest.mark.slow
 def test_the_numbers_are_those_of_numpy(data_dir):
     """conv1 by the slow convolution: scale, difference between images, units that are 0."""
-    config = _config(data_dir, training__batch_size=6, model__conv1__init_bias=-9.0)
-    config.model.conv1.features = 4
-    experiment = build(config)
+    fields = {'model__conv1__init_bias': -9.0, 'model__conv1__features': 4}
+    experiment = build(_typed(data_dir, training__batch_size=6, **fields))
     params = experiment.init_state().params
     batch = check._first_batch(experiment)
     look = check._look(experiment, params, batch)
@@ -135,17 +138,16 @@ def _trace(**changes):
 
 
 def test_nothing_odd_names_the_dropout_or_more_steps(data_dir):
-    config = _config(data_dir)
-    assert 'the noise of config.model.dropout = 0.5' in check.suspect(_trace(), config)
-    config.model.dropout = 0.0
-    assert check.suspect(_trace(), config) == (
+    with_dropout = check.suspect(_trace(), _typed(data_dir))
+    assert 'the noise of config.model.dropout = 0.5' in with_dropout
+    assert check.suspect(_trace(), _typed(data_dir, model__dropout=0.0)) == (
         'no layer, update or pixel is odd; give it more --check_steps'
     )
 
 
 def test_other_initialisers_have_remedies_of_their_own(data_dir):
     """They make the width of the inputs' number: neither pixels of 1 nor init_std is the cause."""
-    config = _config(data_dir, model__initializer='pytorch', model__dropout=0.0)
+    config = _typed(data_dir, model__initializer='pytorch', model__dropout=0.0)
     look = _trace().before
     assert check.suspect(_trace(before=look._replace(pixel_std=1.0)), config).startswith('no layer')
     assert 'divide the pixels (config.augment.pixel_divisor' in check.suspect(
@@ -160,21 +162,21 @@ def test_other_initialisers_have_remedies_of_their_own(data_dir):
 @pytest.mark.slow
 def test_a_batch_of_one_class_is_refused(data_dir):
     with pytest.raises(UserError, match='all 1 images of the first batch have one label'):
-        check.check(_config(data_dir, training__batch_size=1), 1)
+        check.check(build(_typed(data_dir, training__batch_size=1)), 1)
 
 
 @pytest.mark.slow
 def test_units_are_looked_at_behind_the_relu(data_dir):
     """Where that stands last, as in the 2012 source: a bias that kills all is seen all the same."""
-    config = _config(data_dir, model__conv1__init_bias=-1e6)
-    config.model.conv1.update(order=('lrn', 'pool', 'activation'), lrn=False)
+    fields = {'model__conv1__init_bias': -1e6, 'model__conv1__after': ('pool', 'activation')}
+    config = _typed(data_dir, **fields)
     assert check.run(build(config), 1).before.layers['conv1'].dead == 1.0
 
 
 def test_units_that_die_in_training_are_named(data_dir):
     look = _trace().before
     dead = look._replace(layers={**look.layers, 'conv1': look.layers['conv1']._replace(dead=1.0)})
-    words = check.suspect(_trace(after=dead), _config(data_dir))
+    words = check.suspect(_trace(after=dead), _typed(data_dir))
     assert words.startswith('100% of the units of conv1 died in training; lower config.optim')
 
 

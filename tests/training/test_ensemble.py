@@ -9,10 +9,13 @@ import pytest
 from etils import epath
 from scipy import optimize
 
+from alexnet_jax.checkpoint.pretrained import workdir_of
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training import ensemble, loop
+from alexnet_jax.training.experiment import build
 from configs import tiny
 from tests import reference
+from tests.typed_config import typed
 
 
 def _config(data_dir, **training) -> ml_collections.ConfigDict:
@@ -20,6 +23,7 @@ def _config(data_dir, **training) -> ml_collections.ConfigDict:
     config.data.dir = str(data_dir)
     config.log.tensorboard = False
     config.training.update(total_steps=2, eval_every_epochs=0.0, **training)
+    config.optim.schedule = 'constant'
     config.evaluation.batch_size = 64  # 360 = 5 x 64 + 40
     return config
 
@@ -37,7 +41,7 @@ def runs(tmp_path_factory):
     configs[2].data.update(train_split='train[:50%]', train_examples=0)
     for index, config in enumerate(configs):
         config.optim.learning_rate = 0.02  # so that two steps tell the networks apart
-        assert loop.train(config, epath.Path(root / str(index))) == 0
+        assert loop.train(build(typed(config)), epath.Path(root / str(index))) == 0
     return root
 
 
@@ -47,7 +51,7 @@ def _evaluate(runs, directory, capsys, **evaluation):
     config.evaluation.update(ensemble=tuple(str(runs / str(i)) for i in range(3)), **evaluation)
     config.evaluation.ensemble_dir = str(directory)
     capsys.readouterr()
-    ensemble.evaluate_ensemble(config)
+    ensemble.evaluate_ensemble(typed(config))
     return capsys.readouterr().out.splitlines()
 
 
@@ -91,6 +95,7 @@ def test_errors_are_those_of_the_mean_of_the_saved_outputs(runs, tmp_path, capsy
         assert member['step'] == 2
         assert member['config']['seed'] == index
         assert member['weight'] == pytest.approx(1 / 3)
+        assert member['init_data'] == ''
         assert f'sha256 {member["sha256"]}' in line
 
 
@@ -169,21 +174,15 @@ def test_a_search_that_takes_too_long_says_how_far_it_got(monkeypatch, caplog):
     assert 0 < _loss(given, weights) - _least_loss(given) <= left
 
 
-def test_a_member_that_was_started_twice_began_from_what_the_second_start_says(tmp_path):
-    rows = [{'event': 'started', 'init_data': 'a/1'}, {'event': 'started', 'init_data': 'b/1'}]
-    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    assert ensemble._init_data(epath.Path(tmp_path / 'checkpoints' / '3')) == 'b/1'
-
-
 def test_the_home_directory_may_be_written_short(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     config = _config(tmp_path)
     (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
     config.evaluation.ensemble_dir = '~/run'
     with pytest.raises(UserError, match=f'{tmp_path}/run is the workdir of a run'):
-        ensemble.evaluate_ensemble(config)
-    (tmp_path / 'run' / 'metrics.jsonl').write_text('{"event": "started", "init_data": "a/1"}\n')
-    assert ensemble._init_data(epath.Path('~/run')) == 'a/1'
+        ensemble.evaluate_ensemble(typed(config))
+    for place in ('~/run', '~/run/checkpoints/3'):
+        assert workdir_of(epath.Path(place)) == epath.Path(tmp_path / 'run')
 
 
 @pytest.mark.slow
@@ -208,7 +207,7 @@ def test_what_is_no_ensemble_is_one_line(runs, change, words):
     if 'ensemble_dir' in change:
         config.evaluation.ensemble_dir = str(runs / change['ensemble_dir'])
     with pytest.raises(UserError, match=words) as error:
-        ensemble.evaluate_ensemble(config)
+        ensemble.evaluate_ensemble(typed(config))
     assert '\n' not in str(error.value)
 
 
@@ -234,4 +233,4 @@ def test_another_data_set_is_refused(runs, monkeypatch):
 
     monkeypatch.setattr(ensemble, 'read_only', other)
     with pytest.raises(UserError, match=r'was trained on flowers/1\.0\.0, not digits/1\.0\.0'):
-        ensemble.evaluate_ensemble(config)
+        ensemble.evaluate_ensemble(typed(config))

@@ -159,7 +159,7 @@ def test_fewer_than_five_classes():
 def test_alexnet_is_evaluated_on_the_ten_crops(x64):
     """NumPy cuts the crops and counts; the network only says its logits."""
     shape, crop_px, n = (90, 96, 3), 64, 24
-    model = AlexNet(**reference.small_model_config())
+    model = AlexNet(reference.small_model_config())
     params = reference.draw_parameters(model, (crop_px, crop_px, 3), seed=5)
     batch, stats = make_batch(n, 7, levels=256, seed=6, shape=shape), statistics(shape, 'float64')
     augment = reference.augment(crop_px=crop_px)

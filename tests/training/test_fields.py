@@ -12,19 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import config as config_lib
 from alexnet_jax.input.augment import Augment
 from alexnet_jax.network.model import AlexNet
+from alexnet_jax.network.specification import CONVOLUTIONS
+from alexnet_jax.runtime.config import fields, flatten
+from alexnet_jax.training.config import Config
 from alexnet_jax.training.optim import make_optimizer
+from alexnet_jax.training.plan import Plan, make_plan
 from configs import tiny
 from tests.parallel.tiny_run import Run
+from tests.typed_config import typed
 
 # What every convolution has here, so that each field of one has something to change.
-LAYER = {'features': 8, 'lrn': True, 'map_norm': True, 'pool_window': 2, 'pool_stride': 1}
+LAYER = {'features': 8, 'pool_window': 2, 'pool_stride': 1}
+LAYER |= {'after': ('activation', 'lrn', 'map_norm', 'pool')}
 SIDE = 16
 NEW: dict[str, Any] = {
     'padding': (2, 1),
-    'order': ('pool', 'lrn', 'activation'),
+    'after': ('pool', 'lrn', 'map_norm', 'activation'),
     'initializer': 'he',
     'activation': 'tanh',
     'dtype': 'bfloat16',
@@ -34,9 +39,9 @@ NEW: dict[str, Any] = {
     'n': 3,
     'mean': 'centre',
     'schedule': 'constant',
-    'drop_epochs': (3.0,),
-    'rate_factors': (('bias', 2.0),),
-    'decay_factors': (('conv1', 0.0),),
+    'milestone_epochs': (3.0,),
+    'lr_multipliers': (('bias', 2.0),),
+    'weight_decay_multipliers': (('conv1', 0.0),),
     'events': ((2, 'conv1', 0.5),),
 }
 _OPENED = 'says which data are opened and checked: tests/input/test_sources.py'
@@ -51,20 +56,20 @@ WHY_NOT = {
     'training.compilation_cache_dir': 'where compiled programs are kept',
 }
 SECTIONS = ('model.', 'augment.', 'optim.', 'data.', 'training.')
-NAMES = [name for name in config_lib.FIELDS if name.startswith(SECTIONS)]
+NAMES = [name for name in fields(Config) if name.startswith(SECTIONS)]
 
 
 def base(field):
     """Return a configuration in which the field has a part to play."""
     config = tiny.get_config()
-    for name in config_lib.CONVOLUTIONS:
+    for name in CONVOLUTIONS:
         config.model[name].update(LAYER)
     config.model.update(forms='plain')
     config.augment.update(crop_px=7, mirror=True, colour_std=0.1, random_crop=True)
     config.training.update(total_steps=0, total_epochs=1.5)
-    config.optim.update(schedule='steps', drop_epochs=(1.0, 2.0))
+    config.optim.update(schedule='steps', milestone_epochs=(1.0, 2.0))
     if '.plateau' in field:
-        config.optim.update(schedule='plateau', drop_epochs=(), plateau_evaluations=2)
+        config.optim.update(schedule='plateau', milestone_epochs=(), plateau_patience=2)
     return config
 
 
@@ -88,15 +93,15 @@ def text(function, *arguments):
 
 def model(config):
     """Drawing the parameters and a forward pass in training, traced."""
-    network = AlexNet(**config.model.to_dict())
+    network = AlexNet(config.model)
     image, rows = jnp.zeros((2, SIDE, SIDE, 1)), jnp.arange(2, dtype=jnp.int32)
     key = jax.random.key(0)
     return text(lambda k, x: network.init_with_output(k, x, rows, k), key, image)
 
 
 def augment(config):
-    plan = config_lib.make_plan(**config.training, num_examples=1000)
-    ours = Augment(**config.augment, first_step=plan.first_step)
+    plan = make_plan(config.training, 1000)
+    ours = Augment(config.augment, plan.first_step(config.augment.colour_epochs))
     images = jnp.zeros((2, 9, 9, 3), jnp.uint8)
     statistics = Run(2, 1, 1, 'float32').statistics._replace(
         mean_image=jnp.ones((9, 9, 3)), eigenvectors=jnp.eye(3), std=jnp.ones(3)
@@ -109,7 +114,7 @@ def augment(config):
 
 
 def optim(config):
-    ours = make_optimizer(**config.optim, batch_size=16, first_step=lambda epoch: round(10 * epoch))
+    ours = make_optimizer(config.optim, Plan(160, 16, 100, 0.0))
     params = {name: {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)} for name in ('conv1', 'fc8')}
     plateau, rates = ours.init_plateau(), []
     for error in (0.9, 0.8, 0.7993, 0.7993, 0.7993, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8):
@@ -129,7 +134,7 @@ def optim(config):
 
 
 def training(config):
-    plan = config_lib.make_plan(**config.training, num_examples=1000)
+    plan = make_plan(config.training, 1000)
     due = [step for step in range(plan.total_steps + 1) if plan.eval_due(step)]
     run = Run(2, 1, 1, 'float32', accumulation_steps=config.training.accumulation_steps)
     traced = text(run.train_step(), run.state, run.batch, run.statistics)
@@ -146,24 +151,23 @@ def test_turning_a_field_changes_something_or_it_says_why_not(field):
         return
     trace = TRACES[field.partition('.')[0]]
     config, turned = base(field), base(field)
-    before = config_lib.flatten(config)[field]
+    before = flatten(config.to_dict())[field]
     after = other(field, before)
     assert after != before
     turned.update_from_flattened_dict({field: after})
-    config_lib.validate(turned)
     same = unturned(trace, plateau='.plateau' in field)
-    assert trace(turned) != same, f'config.{field}: {before!r} -> {after!r}'
+    assert trace(typed(turned)) != same, f'config.{field}: {before!r} -> {after!r}'
 
 
 @pytest.mark.parametrize('section', TRACES)
 def test_the_same_configuration_is_the_same_program(section):
     trace = TRACES[section]
-    assert trace(base('')) == unturned(trace, plateau=False)
+    assert trace(typed(base(''))) == unturned(trace, plateau=False)
 
 
 @functools.cache
 def unturned(trace, plateau):
-    return trace(base('.plateau' if plateau else ''))
+    return trace(typed(base('.plateau' if plateau else '')))
 
 
 def test_no_reason_for_a_field_that_is_gone():

@@ -10,8 +10,9 @@ import pytest
 import torch
 from flax import serialization
 
-from alexnet_jax.config import Plan
-from alexnet_jax.training.optim import make_optimizer
+from alexnet_jax.runtime.config import make
+from alexnet_jax.training.optim import OptimConfig, make_optimizer
+from alexnet_jax.training.plan import Plan
 from configs import alexnet
 
 PLAN = Plan(num_examples=100, batch_size=8, total_steps=100, eval_every_epochs=1.0)
@@ -23,7 +24,7 @@ def optimizer(**fields):
     """Return the optimizer of configs/alexnet.py with some fields changed."""
     config = alexnet.get_config().optim
     config.update(fields)
-    return make_optimizer(**config, batch_size=PLAN.batch_size, first_step=PLAN.first_step)
+    return make_optimizer(make(OptimConfig, config.to_dict()), PLAN)
 
 
 # The update rule, on a quadratic whose gradients depend on the weights.
@@ -77,7 +78,7 @@ def optax_path(transformation, **extra):
 
 
 def test_update_rule_is_the_papers_across_a_drop(x64):
-    ours = optimizer(schedule='steps', drop_epochs=(DROP / 12.5,))  # 12.5 steps an epoch
+    ours = optimizer(schedule='steps', milestone_epochs=(DROP / 12.5,))  # 12.5 steps an epoch
     plateau = ours.init_plateau()
     rate = [ours.learning_rate(jnp.int32(step), plateau) for step in range(STEPS)]
     np.testing.assert_allclose(rate, [rates(step) for step in range(STEPS)], rtol=1e-6)
@@ -130,7 +131,7 @@ def test_float32_and_float64_weights_keep_their_types(x64):
 
 
 def test_stepwise_schedule_drops_at_the_first_step_of_each_epoch():
-    ours = optimizer(schedule='steps', drop_epochs=(0.5, 2.0, 2.4), drop_factor=0.1)
+    ours = optimizer(schedule='steps', milestone_epochs=(0.5, 2.0, 2.4), drop_factor=0.1)
     drops = [7, 25, 30]  # 100 examples in batches of 8: 6.25 -> 7, 25, 30
     rate = jax.jit(ours.learning_rate)
     for step in range(40):
@@ -140,7 +141,7 @@ def test_stepwise_schedule_drops_at_the_first_step_of_each_epoch():
 
 @pytest.mark.parametrize('schedule', ['constant', 'steps'])
 def test_other_schedules_ignore_evaluations(schedule):
-    ours = optimizer(schedule=schedule, plateau_evaluations=1, drop_epochs=(2.0,))
+    ours = optimizer(schedule=schedule, plateau_patience=1, milestone_epochs=(2.0,))
     state = ours.init_plateau()
     for error in (0.5, 0.9, 0.9, 0.9):
         state = ours.after_evaluation(state, error)
@@ -177,7 +178,7 @@ def follow(ours, errors, state=None):
 def test_plateau_divides_by_ten_after_the_evaluations_in_a_row_without_a_gain():
     errors = [0.9, 0.8, 0.8, 0.9, 0.7995, 0.79, 0.79, 0.7895, 0.7985, 0.7, 0.8, 0.8, 0.8, 0.6]
     #              ^ best                 ^ a gain; 0.7995 was none           three without: drop
-    rate, _ = follow(optimizer(plateau_evaluations=3, plateau_min_gain=0.001), errors)
+    rate, _ = follow(optimizer(plateau_patience=3, plateau_min_delta=0.001), errors)
     # Three after 0.8 (0.8, 0.9 and 0.7995 gain less than 0.001), three after 0.79, three after 0.7.
     want = [RATE] * 4 + [RATE / 10] * 4 + [RATE / 100] * 4 + [RATE / 1000] * 2
     np.testing.assert_allclose(rate, want, rtol=1e-6)
@@ -192,9 +193,9 @@ def test_plateau_is_the_rule_on_a_long_run(patience, gain, drops, factor):
     errors = 0.4 + 0.5 * np.exp(-np.arange(80) / 12) + rng.normal(0, 0.003, 80)
     errors[40:44] = errors[40]  # equal errors are no gain, not even where any gain will do
     ours = optimizer(
-        plateau_evaluations=patience,
-        plateau_min_gain=gain,
-        plateau_drops=drops,
+        plateau_patience=patience,
+        plateau_min_delta=gain,
+        plateau_max_drops=drops,
         drop_factor=factor,
     )
     rate, _ = follow(ours, errors)
@@ -204,45 +205,40 @@ def test_plateau_is_the_rule_on_a_long_run(patience, gain, drops, factor):
 
 
 def test_a_resumed_run_may_lower_the_patience():
-    section = alexnet.get_config().optim
-    section.update(schedule='plateau', plateau_evaluations=5, plateau_min_gain=0.01)
-    patient = make_optimizer(**section, batch_size=8, first_step=round)
+    fields = {'schedule': 'plateau', 'plateau_min_delta': 0.01}
+    patient = optimizer(**fields, plateau_patience=5)
     state = patient.init_plateau()
     for _ in range(5):  # one gain over nothing, four without
         state = patient.after_evaluation(state, 0.5)
     assert float(state.scale) == 1.0
-    section.plateau_evaluations = 2
-    state = make_optimizer(**section, batch_size=8, first_step=round).after_evaluation(state, 0.5)
+    state = optimizer(**fields, plateau_patience=2).after_evaluation(state, 0.5)
     assert float(state.scale) == pytest.approx(0.1)
 
 
 def test_another_schedule_is_not_scaled_by_the_plateau_rule_before_it():
-    section = alexnet.get_config().optim
-    section.update(schedule='plateau', plateau_evaluations=1, learning_rate=0.01)
-    plateau = make_optimizer(**section, batch_size=8, first_step=round)
+    plateau = optimizer(schedule='plateau', plateau_patience=1, learning_rate=0.01)
     state = plateau.init_plateau()
     for _ in range(3):
         state = plateau.after_evaluation(state, 0.5)
     assert float(plateau.learning_rate(jnp.int32(0), state)) == pytest.approx(1e-4)
-    section.schedule = 'constant'
-    constant = make_optimizer(**section, batch_size=8, first_step=round)
+    constant = optimizer(schedule='constant', plateau_patience=1, learning_rate=0.01)
     assert float(constant.learning_rate(jnp.int32(0), state)) == pytest.approx(1e-2)
 
 
 def test_plateau_without_a_least_gain_needs_some_gain():
     errors = [0.5, 0.5, 0.49999, 0.49999, 0.49999, 0.4]
-    rate, _ = follow(optimizer(plateau_evaluations=2, plateau_min_gain=0.0), errors)
+    rate, _ = follow(optimizer(plateau_patience=2, plateau_min_delta=0.0), errors)
     np.testing.assert_allclose(rate, [RATE] * 4 + [RATE / 10] * 2, rtol=1e-6)
 
 
 def test_plateau_drops_three_times_at_most():
-    rate, _ = follow(optimizer(plateau_evaluations=2), [0.5] * 40)
+    rate, _ = follow(optimizer(plateau_patience=2), [0.5] * 40)
     want = [RATE / 10 ** min(3, (i // 2)) for i in range(40)]
     np.testing.assert_allclose(rate, want, rtol=1e-6)
 
 
 def test_plateau_state_survives_a_checkpoint():
-    ours = optimizer(plateau_evaluations=3)
+    ours = optimizer(plateau_patience=3)
     errors = [0.9, 0.8, 0.8, 0.81, 0.8, 0.79, 0.8, 0.8, 0.8, 0.8]
     whole, _ = follow(ours, errors)
     assert len(set(whole)) > 1

@@ -6,19 +6,21 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax.config import Plan
-from alexnet_jax.training.optim import make_optimizer
+from alexnet_jax.runtime.config import make
+from alexnet_jax.training.optim import OptimConfig, make_optimizer
+from alexnet_jax.training.plan import Plan, make_plan
 from configs import alexnet, krizhevsky_2010, krizhevsky_2012
+from tests.typed_config import typed
 
 PLAN = Plan(num_examples=100, batch_size=10, total_steps=1000, eval_every_epochs=1.0)
 SHAPES = {'conv1': {'kernel': (2, 3), 'bias': (3,)}, 'fc8': {'kernel': (3, 2), 'bias': (2,)}}
 STEPS, DROP = 30, 12
 
 
-def optimizer(section=None, **fields):
-    section = alexnet.get_config().optim if section is None else section
+def optimizer(**fields):
+    section = alexnet.get_config().optim
     section.update({'schedule': 'constant', **fields})
-    return make_optimizer(**section, batch_size=PLAN.batch_size, first_step=PLAN.first_step)
+    return make_optimizer(make(OptimConfig, section.to_dict()), PLAN)
 
 
 def draw(seed):
@@ -89,14 +91,14 @@ def dropping(number, layer, kind):
 
 @pytest.mark.parametrize('inside', [True, False])
 def test_the_rate_inside_or_outside_the_velocity_over_a_drop(x64, inside):
-    ours = optimizer(schedule='steps', drop_epochs=(DROP / 10,), rate_inside_velocity=inside)
+    ours = optimizer(schedule='steps', milestone_epochs=(DROP / 10,), rate_inside_velocity=inside)
     assert_same_path(path(ours), slow_path(dropping, inside=inside))
     other = slow_path(dropping, inside=not inside)
     assert np.abs(other[DROP]['fc8']['kernel'] - path(ours)[DROP]['fc8']['kernel']).max() > 1e-3
 
 
 def test_decay_of_kernels_alone(x64):
-    ours = optimizer(decay_factors=(('bias', 0.0), ('fc8', 30.0)), weight_decay=0.1)
+    ours = optimizer(weight_decay_multipliers=(('bias', 0.0), ('fc8', 30.0)), weight_decay=0.1)
     factor = {'conv1': 1.0, 'fc8': 30.0}
     want = slow_path(
         lambda *_: 0.01, decay=lambda layer, kind: 0.1 * factor[layer] * (kind == 'kernel')
@@ -105,7 +107,7 @@ def test_decay_of_kernels_alone(x64):
 
 
 def test_lars_is_its_formula_and_optax_s(x64):
-    ours = optimizer(lars_trust=0.01)
+    ours = optimizer(lars_trust_coefficient=0.01)
     got = path(ours)
     assert_same_path(got, slow_path(lambda *_: 0.01, trust=0.01))
     lars = optax.lars(
@@ -125,7 +127,7 @@ def test_lars_is_its_formula_and_optax_s(x64):
 
 
 def test_lars_leaves_what_has_no_norm_as_it_is():
-    ours = optimizer(lars_trust=0.01, weight_decay=0.0)
+    ours = optimizer(lars_trust_coefficient=0.01, weight_decay=0.0)
     for weights, gradients in [(jnp.zeros, jnp.ones), (jnp.ones, jnp.zeros)]:
         weights, gradients = (
             jax.tree.map(lambda x, f=f: f(x.shape), draw(0)) for f in (weights, gradients)
@@ -136,7 +138,7 @@ def test_lars_leaves_what_has_no_norm_as_it_is():
 
 
 def test_factors_of_layers_kinds_and_single_parameters_multiply():
-    ours = optimizer(rate_factors=(('bias', 2.0), ('conv1', 0.5), ('conv1.bias', 0.1)))
+    ours = optimizer(lr_multipliers=(('bias', 2.0), ('conv1', 0.5), ('conv1.bias', 0.1)))
     want = {'conv1': {'kernel': 0.005, 'bias': 0.001}, 'fc8': {'kernel': 0.01, 'bias': 0.02}}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), rates(ours, 0), want)
 
@@ -157,7 +159,7 @@ def test_rates_rise_in_the_warm_up_and_follow_the_batch():
 
 
 def test_an_event_stands_over_the_plateau_rule():
-    ours = optimizer(schedule='plateau', plateau_evaluations=1, events=((2, 'fc8', 0.5),))
+    ours = optimizer(schedule='plateau', plateau_patience=1, events=((2, 'fc8', 0.5),))
     plateau = ours.init_plateau()
     for error in (0.5, 0.5, 0.5):
         plateau = ours.after_evaluation(plateau, error)
@@ -180,8 +182,9 @@ LOG_145 = [
 
 def replay(config, log, stop):
     """Assert each layer's rate at both sides of each boundary of the log."""
-    plan = Plan(config.data.train_examples, config.training.batch_size, 0, 1.0)
-    ours = make_optimizer(**config.optim, batch_size=plan.batch_size, first_step=plan.first_step)
+    config = typed(config)
+    plan = make_plan(config.training, config.data.train_examples)
+    ours = make_optimizer(config.optim, plan)
     assert config.training.total_epochs == stop
     params = {x: {'kernel': 0, 'bias': 0} for x in ('conv1', 'conv2', 'conv5', 'fc6', 'fc8')}
     ends = [epoch for epoch, *_ in log[1:]] + [stop]

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alexnet_jax.network.layers import TowerConvolution, Towers, parameter
+from alexnet_jax.network.layers import TowerConvolution, parameter
+from alexnet_jax.network.variants import Towers
 
 
-class LocalConvolution(TowerConvolution):
+class LocallyConnected(TowerConvolution):
     """A `TowerConvolution` with kernels and biases of its own at each position of its output.
 
     The kernel is [H', W', C_in * kernel * kernel, features], of the inputs of one position the
@@ -19,26 +20,25 @@ class LocalConvolution(TowerConvolution):
 
     @nn.compact
     def __call__(self, inputs: Towers) -> Towers:
-        """Map one [batch, H, W, C_in] per tower to one [batch, H', W', features / towers]."""
-        features = self.features // self.towers * self.towers_here
-        channels = inputs[0].shape[-1]
+        """Map one [batch, H, W, C] per tower to one [batch, H', W', features / towers]."""
+        layer, inputs, features = self.layer, self._seen(inputs), self._features(inputs)
+        _, *sides, channels = inputs[0].shape
         height, width = (
-            (side + sum(self.padding) - self.kernel) // self.stride + 1
-            for side in inputs[0].shape[1:3]
+            (side + sum(layer.padding) - layer.kernel) // layer.stride + 1 for side in sides
         )
-        shape = (height, width, channels * self.kernel**2, features)
+        shape = (height, width, channels * layer.kernel**2, features)
         kernel = parameter(self, 'kernel', shape, (None, None, None, 'tower'), positions=(0, 1))
         bias = parameter(self, 'bias', (height, width, features), (None, None, 'tower'))
-        kernels = jnp.split(kernel.astype(self.dtype), self.towers_here, axis=-1)
-        biases = jnp.split(bias.astype(self.dtype), self.towers_here, axis=-1)
+        kernels = jnp.split(kernel.astype(self.config.dtype), len(inputs), axis=-1)
+        biases = jnp.split(bias.astype(self.config.dtype), len(inputs), axis=-1)
         return tuple(
             convolve_locally(
                 x,
                 k,
-                size=self.kernel,
-                stride=self.stride,
-                padding=self.padding,
-                precision=self.precision,
+                size=layer.kernel,
+                stride=layer.stride,
+                padding=layer.padding,
+                precision=self.config.precision,
             )
             + b[None]
             for x, k, b in zip(inputs, kernels, biases, strict=True)

@@ -1,0 +1,56 @@
+"""The parameters of the whole network: their shapes, initial values, and what they cost."""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.parallel.collectives import Collectives
+
+
+def abstract_variables(model: AlexNet, image_shape: tuple[int, ...]) -> Any:
+    """Return shapes, dtypes and partitioning of the parameters, of the whole network."""
+    init = functools.partial(_init, model, image_shape)
+    return jax.eval_shape(init, jax.random.key(0))[1]['params']
+
+
+def init_parameters(model: AlexNet, image_shape: tuple[int, ...], key: jax.Array) -> Any:
+    """Draw the parameters of the whole network: `{layer: {kernel, bias}}`, the same on any mesh."""
+    return nn.meta.unbox(_init(model, image_shape, key)[1]['params'])
+
+
+def _init(model: AlexNet, image_shape: tuple[int, ...], key: jax.Array) -> Any:
+    """Return the outputs for one image, and the variables, of the network on one device."""
+    whole = model.clone(collectives=Collectives())
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    return whole.init_with_output(key, images, jnp.zeros(1, jnp.int32))
+
+
+def count_macs(model: AlexNet, image_shape: tuple[int, ...]) -> dict[str, int]:
+    """Return the multiply-accumulates of one image's forward pass, by layer."""
+    init = functools.partial(_init, model, image_shape)
+    (_, seen), variables = jax.eval_shape(init, jax.random.key(0))
+    params = nn.meta.unbox(variables['params'])
+
+    def positions(name: str) -> int:
+        """A kernel of H x W x I x O is used once at each position, a local one at its own."""
+        local = name.startswith('conv') and getattr(model.config, name).local
+        return 1 if local else math.prod(seen[name].shape[1:-1])
+
+    return {
+        name: math.prod(layer['kernel'].shape) * positions(name) for name, layer in params.items()
+    }
+
+
+def training_flops(macs: Mapping[str, int]) -> int:
+    """Return the floating point operations of one image's training step, 2 for each MAC.
+
+    Forward, gradient of the weights, gradient of the input, which the first layer does not need.
+    """
+    first = next(iter(macs))
+    return 2 * (3 * sum(macs.values()) - macs[first])

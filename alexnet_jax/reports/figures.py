@@ -1,0 +1,177 @@
+"""Figures of runs, finished or not: curves over the epochs, and the paper's Fig. 1."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from alexnet_jax.reports import paper
+from alexnet_jax.reports.curves import epoch_means, training_error
+from alexnet_jax.reports.workdirs import Run, read_run, without_places
+from alexnet_jax.runtime.errors import UserError, first_line
+
+_ACTIVATIONS = ('relu', 'tanh')
+# What runs that Fig. 1 compares may differ in, beside where they ran.
+_FREE_IN_FIG_1 = (
+    *('model.activation', 'optim.learning_rate', 'training.total_epochs', 'training.total_steps'),
+    'training.eval_every_epochs',
+)
+
+
+def draw_curves(
+    runs: Sequence[epath.Path],
+    output: epath.Path,
+    labels: Sequence[str] | None = None,
+    title: str = '',
+) -> None:
+    """Draw training loss and top-1 error over the epochs, one colour for each run.
+
+    Thin lines are the logged steps. Thick lines are the means of the logged steps of each epoch: of
+    the batches as they were trained on, not of one network on the whole set. Dots are evaluations.
+    Dashed lines are chance, log(classes) and 1 - 1 / classes.
+
+    Raises UserError for a folder that is no workdir and a file format that cannot be written.
+    """
+    labels = labels or [run.name for run in runs]
+    if len(labels) != len(runs):
+        raise UserError(f'{len(labels)} --labels for {len(runs)} runs; give one for each run')
+    loaded = [read_run(run) for run in runs]
+    figure, (loss, error) = _pyplot().subplots(1, 2, figsize=(10, 3.8), layout='constrained')
+    for label, run, colour in zip(labels, loaded, _colours(), strict=False):
+        for axes, name in ((loss, 'loss'), (error, 'top1_error')):
+            epochs, values = _series(run, f'train/{name}')
+            axes.plot(epochs, values, color=colour, linewidth=0.6, alpha=0.35)
+            axes.plot(*epoch_means(epochs, values), color=colour, linewidth=1.8, label=label)
+            axes.plot(*_series(run, f'eval/{name}'), 'o', color=colour, markersize=4)
+    for classes in sorted({run.fields['model.num_classes'] for run in loaded}):
+        for axes, chance in ((loss, math.log(classes)), (error, 1 - 1 / classes)):
+            axes.axhline(chance, color='0.5', linewidth=0.8, linestyle='--')
+            axes.annotate(
+                'chance', (1, chance), xycoords=('axes fraction', 'data'), ha='right', va='bottom',
+                xytext=(-4, 2), textcoords='offset points', color='0.4', fontsize=8,
+            )  # fmt: skip
+    for axes, name in ((loss, 'cross-entropy'), (error, 'top-1 error')):
+        axes.set(xlabel='epoch', ylabel=name, ylim=(0, None))
+        axes.spines[['top', 'right']].set_visible(False)
+    if len(runs) > 3:
+        entries = loss.get_legend_handles_labels()
+        figure.legend(*entries, frameon=False, loc='outside right upper')
+    else:
+        loss.legend(frameon=False, loc='lower left' if len(runs) == 1 else 'best')
+    figure.suptitle(title)
+    _save(figure, output)
+
+
+def draw_relu_vs_tanh(
+    runs: Sequence[epath.Path], output: epath.Path, title: str = ''
+) -> dict[str, Any]:
+    """Draw the training error of runs with ReLU and with tanh, as Fig. 1 (Paper 3.1).
+
+    Each run may have its own learning rate; of each activation the run that reaches 25 % training
+    error in the fewest epochs counts. It is drawn thick, by the means of its epochs.
+
+    Returns `runs`, each with `run`, `activation`, `learning_rate`, `epoch`, where it reaches 25 %
+    (None: not in its `epochs`); and `ratio`, tanh's epochs over ReLU's (None where one has none).
+    Raises UserError as `draw_curves`, and for runs that differ in more than activation, learning
+    rate, length and where they ran.
+    """
+    loaded = [read_run(run) for run in runs]
+    for run in loaded:
+        _require_comparable(run, loaded[0])
+    found = [_row(run) for run in loaded]
+    best = {}
+    for row in sorted(found, key=lambda row: (row['epoch'] or math.inf, -row['epochs'])):
+        best.setdefault(row['activation'], row)
+    figure, axes = _pyplot().subplots(figsize=(6, 4.2), layout='constrained')
+    style = {'relu': {'color': 'C0', 'linestyle': '-'}, 'tanh': {'color': 'C1', 'linestyle': '--'}}
+    for run, row in zip(loaded, found, strict=True):
+        counts = row is best[row['activation']]
+        axes.plot(
+            *training_error(run.rows),
+            marker='.',
+            **style[row['activation']],
+            linewidth=1.8 if counts else 0.6,
+            label=in_words(row) if counts else None,
+        )
+    axes.axhline(paper.TRAINING_ERROR, color='0.5', linewidth=0.8, linestyle='--')
+    axes.set(xlabel='epochs', ylabel='training error rate', xlim=(0, None), ylim=(0, 0.75))
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.legend(frameon=False)
+    figure.suptitle(title)
+    _save(figure, output)
+    relu, tanh = (best.get(activation, {}).get('epoch') for activation in _ACTIVATIONS)
+    return {'runs': found, 'ratio': round(tanh / relu, 4) if relu and tanh else None}
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """Say what `draw_relu_vs_tanh` found of one run."""
+    epoch, epochs = row['epoch'], row['epochs']
+    where = f'25 % after {epoch:.2f} epochs' if epoch else f'not at 25 % in {epochs:.2f} epochs'
+    return f'{row["activation"]}, rate {row["learning_rate"]:g}: {where}'
+
+
+def _require_comparable(run: Run, first: Run) -> None:
+    """Raise UserError for a run that Fig. 1 is not about, or that is not as the first run is."""
+    activation = run.fields.get('model.activation')
+    if activation not in _ACTIVATIONS:
+        raise UserError(
+            f'{run.name} has model.activation = {activation!r}; name runs with relu and with tanh'
+        )
+    # Of several seeds the best would count: the activation with more of them would gain by it.
+    ours, theirs = ({**without_places(r), 'seed': r.fields['seed']} for r in (run, first))
+    for name in sorted({*ours, *theirs} - {*_FREE_IN_FIG_1}):
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f'{run.name} has {name} = {ours.get(name)!r} and {first.name} has '
+                f'{theirs.get(name)!r}; name runs that differ in activation, learning rate and '
+                'length only'
+            )
+
+
+def _row(run: Run) -> dict[str, Any]:
+    """Return what `draw_relu_vs_tanh` says of a run."""
+    epoch = run.metrics.get(paper.EPOCHS)
+    return {
+        'run': run.name,
+        'activation': run.fields['model.activation'],
+        'learning_rate': run.fields['optim.learning_rate'],
+        'epoch': epoch and round(epoch, 4),
+        'epochs': run.epoch,
+    }
+
+
+def _series(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (epoch, value) of the rows that have the metric."""
+    chosen = [(row['epoch'], row[name]) for row in run.rows if name in row]
+    epochs, values = np.array(chosen, float).reshape(-1, 2).T
+    return epochs, values
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError('figures need matplotlib; pip install "matplotlib>=3.11,<4"') from error
+    matplotlib.use('agg')
+    # Text stays text and the bytes do not change from run to run.
+    matplotlib.rcParams.update({'svg.fonttype': 'none', 'svg.hashsalt': 'alexnet_jax'})
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _colours() -> Iterator[str]:
+    return itertools.cycle(_pyplot().rcParams['axes.prop_cycle'].by_key()['color'])
+
+
+def _save(figure: Any, path: epath.Path) -> None:
+    try:
+        figure.savefig(path, dpi=150, metadata={'Date': None} if path.suffix == '.svg' else None)
+    except (ValueError, OSError) as error:
+        reason = first_line(error)
+        raise UserError(f'cannot write {path} ({reason}); name a .svg, .png or .pdf') from error
+    finally:
+        _pyplot().close(figure)

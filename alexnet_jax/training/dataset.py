@@ -1,0 +1,29 @@
+"""The data of a run: opened, its statistics computed once, the digits prepared by themselves."""
+
+import logging
+
+from alexnet_jax.input import sources, stats
+from alexnet_jax.input.batch import Statistics
+from alexnet_jax.input.sources import DataConfig, Dataset
+from alexnet_jax.preparation import digits
+
+_logger = logging.getLogger(__name__)
+
+
+def load(config: DataConfig) -> tuple[Dataset, Statistics]:
+    """Open the data set of a configuration, with the statistics of its training split.
+
+    The first time, `digits` is prepared, and the statistics are computed and kept beside the data.
+    Raises UserError as `sources.open_dataset` does.
+    """
+    if config.name == 'digits' and not sources.is_prepared('digits', config.dir):
+        _logger.info('preparing the data set digits in %s', config.dir)
+        digits.prepare_digits(config.dir)
+    dataset = sources.open_dataset(config)
+    statistics = stats.load_or_compute(
+        dataset.train,
+        directory=dataset.directory,
+        fingerprint=dataset.train.fingerprint(),
+        read_threads=config.read_threads,
+    )
+    return dataset, statistics

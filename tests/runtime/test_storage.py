@@ -1,0 +1,95 @@
+"""Every path of the user: `~` is expanded, an object store is refused in one line."""
+
+import pathlib
+
+import pytest
+from etils import epath
+
+from alexnet_jax import config_command
+from alexnet_jax.command_line import Parser
+from alexnet_jax.runtime import storage
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training import config as config_lib
+from configs import alexnet
+from tests.typed_config import typed
+
+TINY = pathlib.Path(__file__).resolve().parents[2] / 'configs' / 'tiny.py'
+STORES = ('gs://bucket/x', 's3://bucket/x')
+
+
+def one_line(error) -> str:
+    """Return the message, which is one line that says what to do instead."""
+    message = str(error.value)
+    assert '\n' not in message
+    assert 'object stores are not supported; mount the bucket' in message
+    return message
+
+
+def test_the_home_directory_may_be_written_short(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/someone')
+    assert storage.resolve('~/run', '--workdir') == epath.Path('/home/someone/run')
+    assert storage.resolve(pathlib.Path('runs/digits'), '--workdir') == epath.Path('runs/digits')
+    assert storage.data_directory('~/data') == '/home/someone/data'
+    assert storage.data_directory('', '~/data') == '/home/someone/data'
+    monkeypatch.setenv('TFDS_DATA_DIR', '~/data')
+    assert storage.data_directory('') == '/home/someone/data'
+
+
+def test_the_flag_then_the_field_then_the_environment_then_the_default(monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', '/environment')
+    monkeypatch.setenv('HOME', '/home/someone')
+    assert storage.data_directory('/flag', '/field') == '/flag'
+    assert storage.data_directory('', '/field') == '/field'
+    assert storage.data_directory('') == '/environment'
+    monkeypatch.setenv('TFDS_DATA_DIR', '')
+    assert storage.data_directory('') == '/home/someone/tensorflow_datasets'
+
+
+def test_a_command_resolves_the_data_directory_once(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/someone')
+    monkeypatch.setattr(config_command, '_set_up', lambda config: None)
+    parser = Parser()
+    config_command.add_options(parser)
+    for arguments in (['--data_dir=~/data'], ['--config.data.dir=~/data']):
+        _, config = config_command.parse(parser, [f'--config={TINY}', *arguments])
+        assert config.data.dir == '/home/someone/data'
+
+
+@pytest.mark.parametrize('store', STORES)
+def test_object_stores_are_refused_by_the_name_of_the_option(monkeypatch, store):
+    with pytest.raises(UserError, match=f'^--workdir: {store} is no path of this') as error:
+        storage.resolve(store, '--workdir')
+    one_line(error)
+    monkeypatch.setenv('TFDS_DATA_DIR', store)
+    for option, directories in {
+        '--data_dir': (store,),
+        'config.data.dir': ('', store),
+        'TFDS_DATA_DIR': ('',),
+    }.items():
+        with pytest.raises(UserError, match=f'^{option}: {store} is no path of this') as error:
+            storage.data_directory(*directories)
+        one_line(error)
+    assert storage.data_directory('/flag') == '/flag'  # what is not used may be anything
+
+
+@pytest.mark.parametrize('store', STORES)
+@pytest.mark.parametrize(
+    'field',
+    [
+        'data.dir',
+        'training.init_from',
+        'training.compilation_cache_dir',
+        'evaluation.ensemble',
+        'evaluation.ensemble_dir',
+    ],
+)
+def test_object_stores_are_refused_by_the_name_of_the_field(field, store):
+    value = ('runs/a', store) if field == 'evaluation.ensemble' else store
+    config = alexnet.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError) as error:
+        typed(config)
+    assert one_line(error).startswith(f'config.{field} = {value!r} must be ')
+    with pytest.raises(UserError) as error:
+        config_lib.load(TINY, [f'--config.{field}={value}'])
+    assert one_line(error).startswith(f'config.{field} = ')
