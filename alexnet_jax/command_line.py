@@ -2,11 +2,10 @@
 
 import argparse
 import difflib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.errors import UserError, print_error
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,6 +49,6 @@ def run(command: Callable[[], object]) -> int:
     try:
         command()
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
+        print_error(error)
         return 2
     return 0

@@ -79,7 +79,8 @@ def _set_up(config: Config) -> None:
     mesh.select_platform(config.parallel.cpu_devices)
     memory.keep()
     if cache := config.training.compilation_cache_dir:
-        jax.config.update('jax_compilation_cache_dir', os.path.expanduser(cache))
+        directory = storage.resolve(cache, 'config.training.compilation_cache_dir')
+        jax.config.update('jax_compilation_cache_dir', os.fspath(directory))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)  # its default is 1
     if config.model.dtype == 'float64':
         jax.config.update('jax_enable_x64', True)

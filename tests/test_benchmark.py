@@ -33,8 +33,8 @@ def command(data_dir, *arguments: str, **environment: str) -> subprocess.Complet
     ('arguments', 'words'),
     [
         ([], 'the following arguments are required: WHAT'),
-        (['prepare'], "--source='': name a folder or a tar"),
-        (['prepare', '--source=configs'], 'configs holds no JPEG or PNG files'),
+        (['prepare'], "--source='' does not exist; name a folder or a tar"),
+        (['prepare', '--source=configs'], 'configs contains no JPEG or PNG files'),
         (['flying'], "argument WHAT: invalid choice: 'flying' (choose from "),
         (['input', 'output'], 'output is an argument too many'),
         (['layers', '--against=torch'], '--against is an option of step, not of layers'),

@@ -85,7 +85,7 @@ def test_an_object_store_is_refused(capsys):
     assert prepare.main(['digits', '--data_dir=gs://bucket/x']) == 2
     output, errors = capsys.readouterr()
     assert output == ''
-    assert errors.startswith('error: --data_dir: gs://bucket/x is no path of this file system; object')
+    assert errors.startswith('error: --data_dir: gs://bucket/x is not a path in the file system; ')
     assert errors.count('\n') == 1
 
 

@@ -1,8 +1,9 @@
-"""What a training step sends between devices, read from the step, beside the least it could.
+"""List the collectives of a training step, and compare their bytes with the least possible.
 
-Nothing runs and no device is needed: the step is traced for a mesh of any size. One device of a
-ring of n sends (n - 1) / n of the array it gathers or scatters, and twice that of one it sums;
-fewer bytes are not possible (Patarasuk and Yuan, 2009). XLA may combine sums, never add to them.
+Nothing runs and no device is needed, because the step is only traced, for a mesh of any size. In a
+ring of n devices, each device sends (n - 1) / n of an array that is gathered or scattered, and
+twice that of an array that is summed; fewer bytes are not possible (Patarasuk and Yuan, 2009). XLA
+may combine sums but adds no bytes.
 """
 
 import dataclasses
@@ -26,20 +27,20 @@ _TIMES_SENT = {'all_gather': 1, 'reduce_scatter': 1, 'psum': 2}
 
 
 class Key(NamedTuple):
-    """A collective's place in the step."""
+    """The position of a collective in the step."""
 
     axis: str  # 'data', 'tower', 'shard' or 'tower x shard'
-    layer: str  # or 'images' or 'metrics'
+    layer: str  # a layer, 'images' or 'metrics'
     part: str  # 'forward', 'backward', 'gradients', 'norms' (of LARS) or '-'
-    kind: str  # as jax.lax calls it
+    kind: str  # its name in jax.lax
 
 
 class Sent(NamedTuple):
-    """How often, and how much: all of one key in one step."""
+    """The number and size of all collectives with one key in one step."""
 
     count: int
-    bytes: int  # of the whole array on one device: what is gathered, scattered or summed
-    sent_bytes: float  # by one device
+    bytes: int  # of the whole array on one device, which is gathered, scattered or summed
+    sent_bytes: float  # sent by one device
 
 
 Table = dict[Key, Sent]
@@ -48,9 +49,10 @@ Table = dict[Key, Sent]
 def measure(config: Config) -> dict[str, Any]:
     """Return the collectives of one training step, and totals for each axis.
 
-    `parallel.data` may be any number; -1 takes the devices that there are. `rows` has one entry
-    for each axis, layer, part and kind: `count`, `bytes` of the arrays, `sent_bytes` by each device
-    and `least_bytes`, those that the scheme needs, computed from the configuration alone.
+    `parallel.data` may be any number; -1 stands for the devices of this machine. `rows` has one
+    entry for each axis, layer, part and kind: `count`, the `bytes` of the arrays, the `sent_bytes`
+    of each device, and the `least_bytes` that the scheme needs, which are computed from the
+    configuration alone.
     """
     data, model = config.parallel.data, config.parallel.model
     if data == -1:
@@ -79,10 +81,10 @@ def measure(config: Config) -> dict[str, Any]:
 
 
 def of_step(config: Config, data: int, model: int) -> Table:
-    """Return the collectives in the training step as it is written, for `data` x `model` devices.
+    """Return the collectives of the traced training step on `data` x `model` devices.
 
-    They are read from the step of `jax.shard_map`; that of `jax.pmap` has the same.
-    UserError as in `experiment.build`, and when the sizes of the data are not in the configuration.
+    They are read from the step of `jax.shard_map`; that of `jax.pmap` has the same ones. Raises
+    UserError as `experiment.build` does, and if the configuration lacks the sizes of the data.
     """
     require_sizes(config)
     parallel = dataclasses.replace(config.parallel, backend='shard_map')
@@ -109,12 +111,12 @@ def in_jaxpr(jaxpr: Any, sizes: dict[str, int]) -> Table:
 
 
 def least(config: Config, data: int, model: int) -> Table:
-    """Return what the scheme needs, from the layer table of the configuration alone.
+    """Return the collectives that the scheme needs, from the configuration's layer table alone.
 
-    Each image goes to one device and is gathered over `tower`. The towers meet where a layer sees
-    both, in fc6 and fc7 (gathered forward, scattered backward) and at the logits (summed forward).
-    Along `shard` the convolutions split the rows and the fully connected layers the units. Each
-    gradient is summed over the devices that hold the same weight.
+    Each image is sent to one device and gathered over `tower`. The towers exchange activations
+    where a layer sees both, in fc6 and fc7 (gathered forward, scattered backward) and at the logits
+    (summed forward). Along `shard` the convolutions split the rows and the fully connected layers
+    split the units. Each gradient is summed over the devices that hold the same weight.
     """
     sizes = dict(mesh_lib.abstract_mesh(data, model, config.model.towers).shape)
     rows = config.training.batch_size // data  # of one copy
@@ -131,7 +133,7 @@ def least(config: Config, data: int, model: int) -> Table:
             _add(table, Key(' x '.join(axes), layer, part, kind), count, size, devices)
 
     def exchange(axes: tuple[str, ...], layer: str, values: int, count: int = 1):
-        """Gather so many values forward, scatter their gradients backward."""
+        """Add the gather of `values` values forward, and the scatter of their gradients."""
         need(axes, layer, 'forward', 'all_gather', count * parts, values * float_bytes)
         need(axes, layer, 'backward', 'reduce_scatter', count * parts, values * float_bytes)
 
@@ -147,7 +149,7 @@ def least(config: Config, data: int, model: int) -> Table:
         if name in ('fc6', 'fc7'):
             if layer.of_maps and both:
                 exchange(('shard',), name, rows * layer.inputs)
-            elif layer.of_maps:  # those of each tower here on their own
+            elif layer.of_maps:  # a separate gather for each tower on this device
                 exchange(('shard',), name, own, config.model.towers // sizes['tower'])
             elif both:
                 exchange(MODEL_AXES, name, rows * layer.inputs)
@@ -157,7 +159,7 @@ def least(config: Config, data: int, model: int) -> Table:
             need(MODEL_AXES, name, 'forward', 'psum', parts, rows * layer.features * wide)
         split = sizes['tower'] if convolution else model
         weights = layer.weights // split * wide
-        # fc8 splits its inputs, so that each device has all of its biases.
+        # fc8 splits its inputs, so each device has all of its biases.
         biases = (layer.biases if name == 'fc8' else layer.biases // split) * wide
         if convolution:
             need(('shard',), name, 'gradients', 'psum', 2, weights + biases)
@@ -173,17 +175,17 @@ def least(config: Config, data: int, model: int) -> Table:
 
 class _Layer(NamedTuple):
     name: str
-    inputs: int  # values of one image, of all towers
+    inputs: int  # number of values of one image, over all towers
     sees_both_towers: bool
     weights: int
     features: int
     biases: int
-    normed: int  # values of one image that a normalisation across towers sees
-    of_maps: bool  # its inputs are maps, not units of a fully connected layer
+    normed: int  # number of values of one image that are normalised across towers
+    of_maps: bool  # whether its inputs are maps instead of units of a fully connected layer
 
 
 def _layer_table(config: Config) -> Iterator[_Layer]:
-    """Yield the layers of the configuration's network; sides as in Paper 3.5."""
+    """Yield the layers of the configuration's network, with the sizes of Paper 3.5."""
     model, side, maps = config.model, config.augment.crop_px, config.data.image_shape[-1]
     for name in CONVOLUTIONS:
         layer = getattr(model, name)
@@ -210,12 +212,12 @@ def _layer_table(config: Config) -> Iterator[_Layer]:
             weights = (units if both else units // model.towers) * features
             yield _Layer(name, units, both, weights, features, features, 0, of_maps)
             units, of_maps = features, False
-    classes = model.num_classes  # of fc8, which each device has partial sums of: none is gathered
+    classes = model.num_classes  # fc8 gathers no inputs: each device computes partial sums
     yield _Layer('fc8', units, False, units * classes, classes, classes, 0, False)
 
 
 def _equations(jaxpr: Any, stack: str, times: int) -> Iterator[tuple[Any, str, int]]:
-    """Yield each equation with its name stack and how often it runs, inner programs included."""
+    """Yield each equation, also of inner programs, with its name stack and how often it runs."""
     for equation in jaxpr.eqns:
         here = f'{stack}/{equation.source_info.name_stack}'
         yield equation, here, times
@@ -228,12 +230,12 @@ def _equations(jaxpr: Any, stack: str, times: int) -> Iterator[tuple[Any, str, i
 
 
 def _axes(equation: Any, sizes: dict[str, int]) -> tuple[str, ...]:
-    """Return the mesh axes over which an equation sends, those of one device left out."""
+    """Return the mesh axes over which an equation sends, except those with one device."""
     if equation.primitive.name == 'axis_index':
         return ()
     names = equation.params.get('axes') or equation.params.get('axis_name') or ()
     names = names if isinstance(names, tuple) else (names,)
-    if names == (FLAT_AXIS,):  # of `jax.pmap`: axes along which the members of a group differ
+    if names == (FLAT_AXIS,):  # of `jax.pmap`; the group's devices differ along the axes wanted
         group = equation.params['axis_index_groups'][0]
         places = np.array(np.unravel_index(group, tuple(sizes[axis] for axis in AXES)))
         return tuple(axis for axis, place in zip(AXES, places, strict=True) if np.ptp(place))
@@ -241,7 +243,7 @@ def _axes(equation: Any, sizes: dict[str, int]) -> tuple[str, ...]:
 
 
 def _layer_and_part(stack: str) -> tuple[str, str]:
-    """Read the named scopes: ('conv3', 'backward'), ('images', '-')."""
+    """Return the layer and the part that the named scopes give, such as ('conv3', 'backward')."""
     layer = re.search(r'(conv|lrn|fc)\d', stack)
     if not layer:
         return next(name for name in ('images', 'metrics') if name in stack), '-'

@@ -1,4 +1,4 @@
-"""Training on the data set beside the same step on a batch that is already on the device."""
+"""Compare training on a data set with training on one batch that is already on the device."""
 
 import collections
 import contextlib
@@ -11,19 +11,19 @@ from alexnet_jax.benchmarks import timing
 from alexnet_jax.training import experiment as experiment_lib
 from alexnet_jax.training.config import Config
 
-_IN_FLIGHT = 2  # steps ahead of the one that is waited for, as in training
-_ROUND_S = 2.0  # aimed at
+_IN_FLIGHT = 2  # steps dispatched ahead of the one that is waited for, as in training
+_ROUND_S = 2.0  # approximate length of a timing
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Return the speed of both, their paired ratio (1: the input costs nothing), the data wait.
+    """Return both speeds, their paired ratio (1: reading costs no time), and the data wait.
 
-    Each timing begins after as many steps as were read ahead, so that batches made while the other
-    case ran do not count.
+    Each timing starts after as many steps as there are prefetched batches, so that batches that
+    were read while the other case ran do not count.
     """
     experiment = experiment_lib.build(config)
     batches = experiment.train_batches(range(10**9))
-    ahead = config.data.read_threads + config.data.prefetch_batches + 2  # 2 on their way
+    ahead = config.data.read_threads + config.data.prefetch_batches + 2  # and 2 in transfer
     with contextlib.closing(batches):
         run = _Run(experiment)
         resident = next(batches)
@@ -57,7 +57,7 @@ def measure(config: Config) -> dict[str, Any]:
 
 
 class _Run:
-    """A state that steps are done on."""
+    """A training state, and the time of steps on it."""
 
     def __init__(self, experiment: experiment_lib.Experiment) -> None:
         self._experiment = experiment
@@ -65,7 +65,7 @@ class _Run:
         self.waited_s = 0.0  # for batches, in the last call of `seconds`
 
     def seconds(self, next_batch: Any, steps: int) -> float:
-        """Return how long so many steps take, from devices that have nothing to do to the same."""
+        """Return the seconds of some steps, from idle devices until the devices are idle again."""
         jax.block_until_ready(self._state)
         pending = collections.deque()
         self.waited_s = 0.0

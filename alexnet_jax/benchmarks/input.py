@@ -1,4 +1,4 @@
-"""The host's part alone: records of a data set read, decoded and made into batches."""
+"""Measure the input pipeline alone: reading, decoding and batching records on the host."""
 
 import contextlib
 import dataclasses
@@ -17,15 +17,15 @@ from alexnet_jax.training import dataset as dataset_lib
 from alexnet_jax.training.config import Config
 
 _ROUNDS = 7
-_BATCHES = 40  # a round
+_BATCHES = 40  # per round
 
 
 def measure(config: Config, *, synthetic: int = 0) -> dict[str, Any]:
-    """Return images a second, and a second of processor time, of the training batches.
+    """Return images per second, and per second of processor time, for the training batches.
 
-    With `synthetic` of so many images, stored as pixels and as JPEG in a temporary directory, in
-    place of the config's data set. Each image is read once before: the files are in memory where
-    there is room for them.
+    With `synthetic` > 0 that many generated images, stored as pixels and as JPEG in a temporary
+    directory, replace the configuration's data set. Each image is read once before the timing, so
+    that the files are in memory if there is room for them.
     """
     if not synthetic:
         dataset, _ = dataset_lib.load(config.data)  # computes the statistics if there are none
@@ -86,7 +86,7 @@ def _measure(dataset: sources.Dataset, config: Config, prefix: str) -> dict[str,
 
 
 def _image(item: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Return an image whose JPEG file has about the size of a photograph's."""
+    """Return an image whose JPEG file is about as large as that of a photograph."""
     rng = np.random.default_rng(item)
     height, width, channels = shape
     coarse = rng.integers(0, 256, (8, 8, channels), dtype=np.uint8)

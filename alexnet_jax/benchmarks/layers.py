@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: each layer by itself, forward and backward."""
+"""Measure the time of each layer separately, forward and backward."""
 
 import functools
 from collections.abc import Callable
@@ -24,10 +24,11 @@ _ROUNDS = 5
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Return the time of each layer, its share of all, and its share of the best product's rate.
+    """Return each layer's time, its share of the sum, and its share of the best product's rate.
 
-    Forward and backward together. Each layer is compiled by itself and runs on activations of the
-    network, so the sum is not quite the time of a step, which overlaps and fuses some of them.
+    The times are those of forward and backward pass together. Each layer is compiled separately and
+    runs on activations of the network. So the sum is not exactly the time of a step, in which some
+    layers overlap or are fused.
     """
     product, ours = MatrixProduct(config), Ours(config, one_device=True)
     cases = _layers(ours)
@@ -53,7 +54,7 @@ def measure(config: Config) -> dict[str, Any]:
     for name in cases:
         result[f'{name}_ms'] = 1e3 * middle[name]
         result[f'{name}_share'] = middle[name] / total
-        if name in macs:  # twice each for the forward pass and the two gradients
+        if name in macs:  # 2 FLOP for the forward pass and for each of two gradients
             passes = 2 if name == 'conv1' else 3
             flops = 2 * passes * macs[name] * config.training.batch_size
             result[f'{name}_of_peak'] = flops / middle[name] / peak
@@ -65,10 +66,10 @@ def _finish(run: Callable[[], Any]) -> None:
 
 
 def _layers(ours: Ours) -> dict[str, Callable[[], Any]]:
-    """Return the layers by name, in order, each a call that runs it forward and backward."""
+    """Return a function for each layer, in order, that runs the layer forward and backward."""
     experiment, batch = ours.experiment, ours.batch
     model = experiment.model.config
-    params = jax.tree.map(jnp.copy, ours.state.params)  # a step gives its buffers away
+    params = jax.tree.map(jnp.copy, ours.state.params)  # a step donates its buffers
     rows = jnp.arange(len(batch.labels), dtype=jnp.int32)
     key = jax.random.key(0)
     augment, step = jax.jit(experiment.augment.training), jnp.int32(0)
@@ -77,12 +78,12 @@ def _layers(ours: Ours) -> dict[str, Callable[[], Any]]:
     }
     images = augment(batch.images, ours.statistics, key, rows, step)
     _, seen = jax.jit(experiment.model.apply)({'params': params}, images, rows, key)
-    x: Any = (images.astype(model.dtype),)  # one array, as the towers see the same
+    x: Any = (images.astype(model.dtype),)  # one array, because both towers see the same
     for name in CONVOLUTIONS:
         layer = getattr(model, name)
         if layer.features == 0:
             continue
-        of_input = name != 'conv1'  # nobody needs the gradient of the images
+        of_input = name != 'conv1'  # the gradient of the images is not needed
         convolution = functools.partial(_convolution, layer, model)
         cases[name] = _both_ways(convolution, (params[name], x), of_input)
         x = _towers(seen[name], model.towers)
@@ -108,7 +109,7 @@ def _layers(ours: Ours) -> dict[str, Callable[[], Any]]:
 
 
 def _convolution(layer: FirstConvolution, model: ModelConfig, params: Any, x: Towers) -> Towers:
-    """Run a convolution, with the activation function where that is what follows it."""
+    """Run a convolution, and the activation function if it directly follows."""
     kind = LocallyConnected if layer.local else TowerConvolution
     y = _apply(kind(layer, model), params, x * (model.towers // len(x)))
     return _after('activation', layer, model, y) if layer.after[0] == 'activation' else y
@@ -129,7 +130,7 @@ def _towers(x: jax.Array, towers: int) -> tuple[jax.Array, ...]:
 def _both_ways(
     function: Callable[..., Any], arguments: tuple, of_input: bool = True
 ) -> Callable[[], Any]:
-    """Return a call of a layer and its gradients of all arguments, or of the parameters only."""
+    """Return a call of a layer and its gradients: of all arguments, or only of the parameters."""
 
     @jax.jit
     def run(arguments):
@@ -141,7 +142,7 @@ def _both_ways(
 
 
 def _update(ours: Ours) -> Callable[[], Any]:
-    """Return a call of the update rule, which works in place."""
+    """Return a call of the update rule, which updates in place."""
     optimizer = ours.experiment.optimizer
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))

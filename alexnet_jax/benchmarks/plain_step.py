@@ -1,4 +1,4 @@
-"""The same training step as one would write it first: grouped nn.Conv, reduce_window, optax.sgd."""
+"""The same training step in the usual style: grouped nn.Conv, reduce_window and optax.sgd."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from alexnet_jax.training.config import Config
 
 
 class PlainAlexNet(nn.Module):
-    """AlexNet on one device, both towers in one array; its parameters are named as AlexNet's."""
+    """AlexNet on one device with both towers in one array; parameters have the same names."""
 
     config: ModelConfig
 
@@ -52,7 +52,7 @@ class PlainAlexNet(nn.Module):
 
 
 def sees_all(name: str, config: ModelConfig) -> bool:
-    """Say whether a convolution sees all of its input: conv1 the image, others both towers."""
+    """Say whether a convolution sees all of its input: the image for conv1, or both towers."""
     return name == 'conv1' or getattr(config, name).sees_both_towers
 
 
@@ -67,8 +67,8 @@ def _norm(x: jax.Array, towers: int, lrn: Norm) -> jax.Array:
 def make_step(config: Config) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return (params -> optimizer state, jitted step).
 
-    The step maps (params, optimizer state, images float, labels, key) to the same two and the loss.
-    The learning rate is constant.
+    The step maps (params, optimizer state, images float, labels, key) to the new params, the new
+    optimizer state and the loss. The learning rate is constant.
     """
     network = PlainAlexNet(config.model)
     optimizer = optax.chain(

@@ -1,11 +1,11 @@
-"""Predict the step of a mesh from counted operations and bytes. Nothing here is measured.
+"""Predict the time of a step on a mesh from counted operations and bytes; nothing is measured.
 
     step = operations / (peak x MFU) + sum over collectives of (bytes sent / bandwidth + latency)
 
-To gather or reduce-scatter an array, each of a group of p devices sends (p - 1) / p of its bytes;
-to sum it everywhere, twice that. Copies that share a node first reduce there, so that a device
-sends only its part to the other nodes. The operations are those of `training_flops`, the same for
-every mesh; what the mesh changes is what is sent. Input, memory and the host are left out.
+To gather or reduce-scatter an array, each device of a group of p sends (p - 1) / p of its bytes; an
+all-reduce sends twice that. Copies in the same node first reduce there, so that a device sends only
+its part to the other nodes. The operations are those of `training_flops` and the same for every
+mesh, which only changes the bytes. Input, memory and the host are left out.
 """
 
 import dataclasses
@@ -22,43 +22,46 @@ from alexnet_jax.parallel.collectives import Collectives
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.config import Config
 
-_PASSES = {'all_gather': 1, 'reduce_scatter': 1, 'psum': 2}  # over the group's ring
+_PASSES = {'all_gather': 1, 'reduce_scatter': 1, 'psum': 2}  # around the ring of the group
 _LIMIT = 2**16  # devices
 _MAY_BE_ZERO = ('images_per_device', 'latency_us', 'overlap', 'device_hour')
 
 
 @dataclasses.dataclass(frozen=True)
 class Assumptions:
-    """What the prediction takes for granted; the defaults describe a cluster of H100s."""
+    """The assumptions of the prediction; the defaults describe a cluster of H100s."""
 
     devices: tuple[int, ...] = (8, 64, 512)
     images_per_device: int = 128  # 0: training.batch_size, however many devices there are
     peak_tflops: float = 989.0  # of a device; H100 SXM, bfloat16, dense, by its data sheet
-    mfu: float = 0.3  # part of the peak that a device reaches between collectives
+    mfu: float = 0.3  # fraction of the peak that a device reaches between collectives
     devices_per_node: int = 8
     link_gb_s: float = 360.0  # one way, between devices of a node; 80 % of NVLink 4
-    network_gb_s: float = 40.0  # one way, a device's part of the network; 80 % of 400 Gbit/s
+    network_gb_s: float = 40.0  # one way, a device's share of the network; 80 % of 400 Gbit/s
     latency_us: float = 10.0  # of a collective, for each doubling of its group
-    overlap: float = 0.0  # part of the gradients' time hidden behind the arithmetic
-    device_hour: float = 2.5  # price; an example, no quotation
+    overlap: float = 0.0  # fraction of the gradients' time that overlaps with the arithmetic
+    device_hour: float = 2.5  # price of a device for an hour; an example, not a quotation
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> 'Assumptions':
-        """Read `name=value`, for devices `8+64`; raise UserError for what cannot be read."""
+        """Parse each `name=value`, with `devices=8+64`; raise UserError for an invalid one."""
         given: dict[str, Any] = {}
         defaults = dataclasses.asdict(cls())
         for word in words:
             name, _, value = word.partition('=')
             if name not in defaults:
-                raise UserError(f'--assume={word}: name one of {", ".join(defaults)}')
+                raise UserError(f'--assume={word}: the name must be one of {", ".join(defaults)}')
             try:
                 kind = type(defaults[name])
                 given[name] = tuple(map(int, value.split('+'))) if kind is tuple else kind(value)
             except ValueError as error:
-                raise UserError(f'--assume={word}: {value!r} is not a number') from error
+                raise UserError(
+                    f'--assume={word}: {value!r} is not a number; write name=value, as in mfu=0.4'
+                ) from error
             least = min(given[name]) if name == 'devices' else given[name]
             if not (least > 0 or (least == 0 and name in _MAY_BE_ZERO)):
-                raise UserError(f'--assume={word}: {least} is too small')
+                limit = 'at least 0' if name in _MAY_BE_ZERO else 'above 0'
+                raise UserError(f'--assume={word}: {least} is too small; it must be {limit}')
         return cls(**given)
 
 
@@ -66,16 +69,17 @@ class _Transfer(NamedTuple):
     """One collective of a step."""
 
     part: str  # 'images', 'activations' or 'gradients'
-    kind: str  # as jax.lax calls it
+    kind: str  # its name in jax.lax
     axes: tuple[str, ...]
-    size: int  # bytes of the array, gathered or not yet scattered
+    size: int  # bytes of the whole array: after a gather, or before a scatter
 
 
 def predict(config: Config, assumed: Assumptions) -> dict[str, Any]:
     """Return times, efficiency and cost of data parallelism, two towers and one weird trick.
 
-    Flat: `two_towers/64/step_ms` is for 64 devices; all that was assumed stands first.
-    `pays_up_to` is the largest power of two of devices that each do half of what one alone does.
+    The result is flat, with names such as `two_towers/64/step_ms` for 64 devices, and begins with
+    the assumptions. `pays_up_to` is the largest number of devices, a power of two, at which each
+    device still does at least half as much as one device alone.
     """
     require_sizes(config)
     crop, channels = config.augment.crop_px, config.data.image_shape[-1]
@@ -95,13 +99,13 @@ def predict(config: Config, assumed: Assumptions) -> dict[str, Any]:
 
 
 def _transfers(config: Config, mesh: Collectives, batch: int) -> list[_Transfer]:
-    """Return the collectives of one training step, the sums over the same axes as one.
+    """Return the collectives of one training step, with all sums over the same axes combined.
 
-    Raises UserError when the batch does not divide over the devices.
+    Raises UserError if the batch does not divide evenly over the devices.
     """
     if batch % (mesh.data * mesh.model):
         raise UserError(
-            f'{batch} images do not divide by {mesh.data * mesh.model} devices; set '
+            f'{batch} images do not divide evenly over {mesh.data * mesh.model} devices; set '
             '--config.training.batch_size or --assume=images_per_device'
         )
     training = dataclasses.replace(config.training, batch_size=batch)
@@ -126,10 +130,10 @@ def _row(
     devices: int,
     model: int,
 ) -> dict[str, float]:
-    """Return the prediction for so many devices, `model` of them for one copy if there are."""
+    """Return the prediction for `devices` devices, at most `model` of them for each copy."""
     model = min(model, devices)
     if devices % model or model not in (1, 2, 4, 8):
-        raise UserError(f'--assume=devices={devices} must be 1, 2, 4 or divide by 8')
+        raise UserError(f'--assume=devices={devices} must be 1, 2, 4 or a multiple of 8')
     tower = config.model.towers if model >= config.model.towers else 1
     mesh = Collectives(data=devices // model, tower=tower, shard=model // tower)
     batch = assumed.images_per_device * devices or config.training.batch_size
@@ -153,7 +157,7 @@ def _row(
         'efficiency': arithmetic / step,
         'images_per_second': batch / step,
         'input_gb_s_per_node': batch / step * math.prod(config.data.image_shape) / nodes / 1e9,
-        'hours': hours,  # of training.total_epochs
+        'hours': hours,  # for training.total_epochs
         'cost': hours * devices * assumed.device_hour,
     }
 
@@ -163,7 +167,7 @@ def _seconds(transfer: _Transfer, mesh: Collectives, assumed: Assumptions) -> fl
     group = math.prod(getattr(mesh, axis) for axis in transfer.axes)
     if group == 1:
         return 0.0
-    # A copy's devices are neighbours, so that copies, not parts of one, lie in other nodes.
+    # The devices of a copy are neighbours, so that whole copies are in other nodes, not parts.
     fit = assumed.devices_per_node // mesh.model if transfer.axes == ('data',) else group
     if transfer.axes != ('data',) and mesh.model > assumed.devices_per_node:
         fit = 1
@@ -176,7 +180,7 @@ def _seconds(transfer: _Transfer, mesh: Collectives, assumed: Assumptions) -> fl
 
 
 def _pays_up_to(config: Config, flops: int, assumed: Assumptions, model: int) -> int:
-    """Return the largest power of two of devices at an efficiency of one half, `_LIMIT` at most."""
+    """Return the largest power of two of devices with an efficiency of one half, up to `_LIMIT`."""
     devices = 1
     while devices < _LIMIT:
         more = 2 * devices

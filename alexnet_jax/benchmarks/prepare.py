@@ -1,4 +1,4 @@
-"""Preparing photographs, against decoding and resizing them alone."""
+"""Compare the preparation of photographs with only decoding and resizing them."""
 
 import itertools
 import os
@@ -11,32 +11,33 @@ from alexnet_jax.input import sources, stats
 from alexnet_jax.preparation import folder, images, photographs
 from alexnet_jax.runtime.errors import UserError
 
-_IMAGES = 5000  # a round; a source with fewer is used several times
-_DISTINCT = 1000  # of the source, kept in memory
+_IMAGES = 5000  # per round; a source with fewer images is used several times
+_DISTINCT = 1000  # images of the source, which are kept in memory
 _SIZE = 256
 
 
 def measure(source: str, *, count: int = _IMAGES, rounds: int = 7) -> dict[str, Any]:
-    """Return images a second, and a second of processor time, of the parts of `prepare`.
+    """Return images per second, and per second of processor time, for the parts of `prepare`.
 
-    'decode_resize' is a loop over files in memory; 'records_1' and 'records_2' are
+    'decode_resize' is a loop over files in memory. 'records_1' and 'records_2' are
     `photographs.write_photographs` with one and two workers, from `source` to the directory for
-    temporary files, their start included (here they import JAX, as those of `prepare` do not: a
-    second each); 'statistics' is the mean image and the covariance, which `prepare` computes at its
-    end, from those records. Per core is per second of processor time of all threads and processes;
-    the ratios `..._to_decode_resize` are of those, in the same round.
+    temporary files. They include the start of the workers, which takes a second longer than in
+    `prepare`, because here each worker imports JAX. 'statistics' computes the mean image and the
+    covariance from those records, as `prepare` does at its end. "Per core" means per second of
+    processor time of all threads and processes; the ratios `..._to_decode_resize` compare these
+    numbers within each round.
 
     Args:
       source: a folder or a tar of JPEG or PNG files, as for `prepare folder`.
-      count, rounds: images and repetitions of each part.
+      count, rounds: number of images and of repetitions of each part.
     """
     if not os.path.exists(source):
         raise UserError(
-            f'--source={source!r}: name a folder or a tar of photographs to measure with'
+            f'--source={source!r} does not exist; name a folder or a tar of photographs'
         )
     found, _ = folder.find(source)
     if not found:
-        raise UserError(f'{source} holds no JPEG or PNG files; name another --source')
+        raise UserError(f'{source} contains no JPEG or PNG files; name another --source')
     once = [photographs.Item(file, entry, 0) for file, entry in found[:_DISTINCT]]
     items = list(itertools.islice(itertools.cycle(once), count))
     files = {item: item.read(source)[1] for item in once}
@@ -76,7 +77,7 @@ def measure(source: str, *, count: int = _IMAGES, rounds: int = 7) -> dict[str, 
 
 
 def _counting(case: Any, processor_seconds: list[float]) -> Any:
-    """Return the case, which then notes the processor time of this process and its children."""
+    """Wrap a case so that it records the processor time of this process and its children."""
 
     def call() -> None:
         began = _processor_time()

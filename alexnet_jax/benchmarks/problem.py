@@ -1,4 +1,4 @@
-"""One made-up batch and three programs that train on it, timed by `step.py`."""
+"""A batch of noise, and the three programs that train on it for `step.py`."""
 
 import dataclasses
 import fnmatch
@@ -26,10 +26,11 @@ from alexnet_jax.training import experiment as experiment_lib
 from alexnet_jax.training.config import Config
 
 MEAN_PIXEL = 120.0
+_IN_FLIGHT = 2  # steps dispatched ahead of the one that is waited for, as in a run
 
 
 def make_batch(config: Config) -> Batch:
-    """Return a host batch of noise, uint8, with labels; a function of the seed."""
+    """Return a host batch of uint8 noise with random labels, as a function of the seed."""
     size = config.training.batch_size
     random = np.random.default_rng(config.seed)
     images = random.integers(0, 256, (size, *config.data.image_shape), dtype=np.uint8)
@@ -37,7 +38,7 @@ def make_batch(config: Config) -> Batch:
     return Batch(images, labels, np.ones(size, bool))
 
 
-_SIZES = {  # what a configuration may leave to the data set, with an example
+_SIZES = {  # the fields that a configuration may leave to the data set, with example values
     'data.image_shape': '"(256, 256, 3)"',
     'data.train_examples': 1_281_167,
     'model.num_classes': 1000,
@@ -45,7 +46,7 @@ _SIZES = {  # what a configuration may leave to the data set, with an example
 
 
 def require_sizes(config: Config, names: Collection[str] = tuple(_SIZES)) -> None:
-    """Raise UserError for a size that is left to the data set, where none is opened."""
+    """Raise UserError for a size that is left to the data set, because none is opened."""
     values = sections.flatten(config.to_dict())
     for name in names:
         if not values[name]:
@@ -56,7 +57,10 @@ def require_sizes(config: Config, names: Collection[str] = tuple(_SIZES)) -> Non
 
 
 def without_chance(config: Config) -> Config:
-    """Return the configuration without dropout and random augmentation: all draw differently."""
+    """Return the configuration without dropout and random augmentation.
+
+    Otherwise the programs would differ, because each draws its own random numbers.
+    """
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, dropout=0.0),
@@ -74,7 +78,7 @@ class Ours:
         experiment = experiment_lib.build(config, with_data=False)
         if one_device and experiment.mesh.size > 1:
             raise UserError(
-                f'this takes one device and the mesh has {experiment.mesh.size}; '
+                f'this benchmark takes one device, but the mesh has {experiment.mesh.size}; '
                 'set --config.parallel.data=1 --config.parallel.model=1'
             )
         self.experiment = experiment
@@ -91,17 +95,19 @@ class Ours:
         self.compiled = experiment.train_step.lower(*arguments).compile()
 
     def train(self, steps: int) -> list[float]:
-        """Do training steps; return their losses once all is done."""
+        """Do some training steps, and return their losses when all are done."""
         losses = []
         for _ in range(steps):
             self.state, metrics = self.compiled(self.state, self.batch, self.statistics)
             losses.append(metrics['train/loss'])
+            if len(losses) > _IN_FLIGHT:  # with many small steps ahead, XLA's CPU devices can hang
+                jax.block_until_ready(losses[-1 - _IN_FLIGHT])
         jax.block_until_ready(self.state)
         return [float(loss) for loss in losses]
 
 
 def centre_crops(config: Config) -> np.ndarray:
-    """Return what `Ours` sees of its batch without random augmentation, float32."""
+    """Return the crops that `Ours` makes without random augmentation, float32."""
     images, crop = make_batch(config).images, config.augment.crop_px
     top, left = ((length - crop) // 2 for length in images.shape[1:3])
     return images[:, top : top + crop, left : left + crop].astype(np.float32) - MEAN_PIXEL
@@ -113,9 +119,9 @@ def _only(value: Any) -> Rule:
 
 _ANY = Rule(lambda v: True, 'anything')
 
-# What each field may be for `plain_step.py` and `torch_step.py`, which compute the same function.
-# A field that defines the function (of role MEANING) and is not named here must be `off`: so what
-# is added to the configuration later is refused until these programs can do it, too.
+# The values of each field that `plain_step.py` and `torch_step.py` can compute. A field of role
+# MEANING that is not named here must have its `off` value, so that a field that is added to the
+# configuration later is refused until these programs support it.
 _RIVALS_CAN = {
     **dict.fromkeys(('model.num_classes', 'model.towers', 'model.dropout'), _ANY),
     **{f'model.conv?.{name}': _ANY for name in ('features', 'kernel', 'stride', 'padding')},
@@ -129,14 +135,14 @@ _RIVALS_CAN = {
     **dict.fromkeys(('model.lrn.divide_alpha', 'model.lrn.across_towers'), _only(False)),
     'model.activation': _only('relu'),
     **dict.fromkeys(('model.dropout_inverted', 'model.dropout_inputs'), _only(False)),
-    # The weights are given to them.
+    # The programs get their initial weights from ours.
     **dict.fromkeys(('model.initializer', 'model.*.init_std', 'model.*.init_bias'), _ANY),
-    # So are crops, of a mean image that is the same everywhere, without random augmentation.
+    # They also get the crops, without random augmentation, less a mean image of one value.
     **{f'augment.{name}': _ANY for name in ('crop_px', 'random_crop', 'mirror', 'mean')},
     **{f'augment.{name}': _ANY for name in ('images_per_crop', 'rotation_degrees')},
     **{f'augment.colour_{name}': _ANY for name in ('std', 'divisor', 'epochs')},
     'augment.pixel_divisor': _only(1.0),
-    # At a constant rate it does not matter where the rate stands.
+    # With a constant rate it does not matter whether the rate is inside the velocity.
     **{f'optim.{name}': _ANY for name in ('learning_rate', 'momentum', 'weight_decay')},
     'optim.rate_inside_velocity': _ANY,
     'optim.reference_batch': _only(0),
@@ -144,11 +150,11 @@ _RIVALS_CAN = {
     **dict.fromkeys(('optim.lr_multipliers', 'optim.weight_decay_multipliers'), _only(())),
     'optim.events': _only(()),
 }
-_COMPARED = ('model.', 'augment.', 'optim.')  # the sections that say what a step computes
+_COMPARED = ('model.', 'augment.', 'optim.')  # the sections that define what a step computes
 
 
 def require_known_to_rivals(config: Config) -> None:
-    """Raise UserError for a field that the programs which are compared with ours would ignore."""
+    """Raise UserError for a field that the programs to compare with would ignore."""
     values = sections.flatten(config.to_dict())
     for name, declared in sections.fields(type(config)).items():
         matching = [p for p in _RIVALS_CAN if fnmatch.fnmatchcase(name, p)]
@@ -160,13 +166,13 @@ def require_known_to_rivals(config: Config) -> None:
             continue
         if not rule.accepts(values[name]):
             raise UserError(
-                f'config.{name} = {values[name]!r} must be {rule.words} for --against: '
-                'the other program computes nothing else'
+                f'config.{name} = {values[name]!r} must be {rule.words} for --against, '
+                'because the other program supports nothing else'
             )
 
 
 class Plain:
-    """The step of `plain_step.py`, on ready crops."""
+    """The step of `plain_step.py`, on prepared crops."""
 
     def __init__(self, config: Config, params: Any):
         require_known_to_rivals(config)
@@ -177,7 +183,7 @@ class Plain:
         self.labels = jnp.asarray(make_batch(config).labels)
 
     def train(self, steps: int) -> list[float]:
-        """Do training steps; return their losses once all is done."""
+        """Do some training steps, and return their losses when all are done."""
         losses = []
         for number in range(steps):
             self.params, self.opt_state, loss = self.step(
@@ -189,7 +195,7 @@ class Plain:
 
 
 class Torch:
-    """The step of `torch_step.py`, in a process of its own, on ready crops."""
+    """The step of `torch_step.py`, in its own process, on prepared crops."""
 
     def __init__(self, config: Config, params: Any, product_size: int):
         if importlib.util.find_spec('torch') is None:
@@ -236,16 +242,16 @@ class Torch:
             self.version, self.device = self._answer()
 
     def train(self, steps: int) -> list[float]:
-        """Do training steps; return their losses once all is done."""
+        """Do some training steps, and return their losses when all are done."""
         return self.ask('train', self.dropout, steps)
 
     def restart(self, dropout: float) -> None:
-        """Start again from the given weights, with another rate of dropout."""
+        """Start again from the initial weights, with another dropout rate."""
         self.dropout = dropout
         self.ask('reset')
 
     def ask(self, *words: Any) -> list[float]:
-        """Have it do one thing; return its answer once all is done."""
+        """Send a command to the process, and return its answer when the work is done."""
         assert self.process.stdin
         self.process.stdin.write(json.dumps(words) + '\n')
         self.process.stdin.flush()
@@ -255,7 +261,7 @@ class Torch:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            raise UserError('the process of --against=torch ended; its message stands above')
+            raise UserError('the process of --against=torch ended; see its message above')
         return json.loads(line)
 
     def close(self) -> None:
@@ -266,11 +272,11 @@ class Torch:
 
 
 def assert_same_losses(name: str, got: list[float], want: list[float], tolerance: float) -> float:
-    """Return the largest relative difference of the losses; raise UserError above a tolerance."""
+    """Return the largest relative difference of the losses; raise UserError above `tolerance`."""
     apart = max(abs(a - b) / abs(b) for a, b in zip(got, want, strict=True))
     if not (apart <= tolerance and math.isfinite(apart)):
         raise UserError(
-            f'--against={name} computes another function: losses {got}, ours {want}; '
-            'lower optim.learning_rate, or it is a bug'
+            f'--against={name} computes another function: its losses are {got} and ours are {want};'
+            ' lower optim.learning_rate; if that does not help, this is a bug'
         )
     return apart

@@ -1,4 +1,4 @@
-"""What a start of training takes, part by part."""
+"""Measure the parts of the start of training."""
 
 import contextlib
 import subprocess
@@ -15,10 +15,10 @@ from alexnet_jax.training.config import Config
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Return seconds: imports, data set and network, state, first batch, first and second step.
+    """Return the seconds of imports, build, initial state, first batch, first and second step.
 
-    `first_step_s` holds the compilation; `total_s` is all of it but the second step. The data set
-    is opened with its statistics, which the very first start computes.
+    `first_step_s` includes the compilation, and `total_s` is the sum without the second step. The
+    data set is opened with its statistics, which the very first start computes.
     """
     result = timing.spread('imports_s', [_import_s() for _ in range(3)])
     experiment, result['build_s'] = _timed(lambda: experiment_lib.build(config))

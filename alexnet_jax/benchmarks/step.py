@@ -1,4 +1,4 @@
-"""The training step: images a second, and its share of the best rate of matrix products."""
+"""Measure the training step in images per second, and as a share of the fastest matrix product."""
 
 import contextlib
 import dataclasses
@@ -21,29 +21,29 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.config import Config
 
 _ROUNDS = 7
-_TURN_S = 0.5  # a turn repeats its work to take at least so long
+_TURN_S = 0.5  # each timing repeats its work to take at least this long
 _CHECKED_STEPS = 3
 _TOLERANCE = {'float32': 1e-4, 'float64': 1e-9, 'bfloat16': 0.05}  # of losses, relative
 
 
 def measure(config: Config, *, against: str = '') -> dict[str, Any]:
-    """Return the speed of a configuration's training step, without the reading of data.
+    """Return the speed of a configuration's training step, without reading data.
 
-    One batch of noise lies on the device. The step is that of a run: augmentation, forward,
-    backward, update. Each turn begins with a step that is not timed, as a step of a run finds its
-    memory and caches as the step before left them. `share_of_best_matmul` is images a second times
-    the arithmetic that an image needs, divided by the best rate of large matrix products in the
-    same rounds, by either framework, ours on as many devices.
+    The step is that of a run (augmentation, forward, backward, update) on one batch of noise that
+    is already on the device. Each timing begins with a step that is not timed, because in a run the
+    memory and the caches are as the previous step left them. `share_of_best_matmul` is images per
+    second times the arithmetic per image, divided by the best rate of large matrix products in the
+    same rounds: by either framework, with ours on all devices.
 
     Args:
       config: the configuration; no data set is opened.
-      against: '' for none; 'torch', the same function by PyTorch with torch.compile and
-        channels_last, in a process of its own; 'plain', by Flax and optax with grouped
-        convolutions. Both take ready crops and one device; as the devices of a CPU share its cores,
-        ours may take several there. Before anything is timed, their losses over some steps without
-        dropout are compared with ours.
+      against: '' for no comparison; 'torch' for the same function in PyTorch with torch.compile and
+        channels_last, in its own process; 'plain' for Flax and optax with grouped convolutions.
+        Both take prepared crops and run on one device. Ours may use several CPU devices, because
+        they share the same cores. Before the timing, the losses of a few steps without dropout are
+        compared with ours.
 
-    Raises UserError for a configuration that the other program cannot compute, and where its losses
+    Raises UserError for a configuration that the other program cannot compute, and if its losses
     differ from ours.
     """
     _leave_memory_to(against)
@@ -59,7 +59,7 @@ def _compare(
     product: 'MatrixProduct',
     rival: Plain | Torch | None,
 ) -> dict[str, Any]:
-    """Time our step, the rival's and the products in turn."""
+    """Time our step, the other program's step and the matrix products in turn."""
     ours = Ours(config)
     experiment, batch_size = ours.experiment, config.training.batch_size
     steps = {'ours': ours.train, **({against: rival.train} if rival else {})}
@@ -90,22 +90,23 @@ def _compare(
 
 
 def _peak(product: 'MatrixProduct', seconds: dict[str, list[float]]) -> float:
-    """Return the best rate of products, FLOP/s: ours on all devices, torch's on one."""
+    """Return the best rate of matrix products in FLOP/s: ours on all devices, torch's on one."""
     flops = {'product': product.flops, 'torch_product': 2 * product.size**3}
     turns = seconds.keys() & flops.keys()
     return max(product.repeats * flops[name] / min(seconds[name]) for name in turns)
 
 
 def sweep(config: Config, *, against: str = '') -> dict[str, Any]:
-    """Measure in float32 and bfloat16, batch 128 and 1024 and doubled until memory is exhausted.
+    """Measure float32 and bfloat16 with batches of 128, 1024 and then doubled until memory is full.
 
-    The names of `measure` begin with the dtype and the batch size, as in `float32_128_dtype`. Above
-    1024 only our step is measured.
+    The names of `measure` get the dtype and the batch size as a prefix, as in `float32_128_dtype`.
+    Above 1024 only our step is measured.
     """
     _leave_memory_to(against)
     if jax.default_backend() == 'cpu':
         raise UserError(
-            '--sweep fills the memory of an accelerator; on a CPU set training.batch_size'
+            '--sweep fills the memory of an accelerator; on a CPU leave it out and set '
+            'training.batch_size'
         )
     result: dict[str, Any] = {}
     for dtype in ('float32', 'bfloat16'):
@@ -129,7 +130,7 @@ def sweep(config: Config, *, against: str = '') -> dict[str, Any]:
 
 
 def _leave_memory_to(against: str) -> None:
-    """Two processes share the memory of a GPU, and JAX would take most of it at once."""
+    """Leave memory of a GPU to the other process, because JAX would reserve most of it at once."""
     if against == 'torch':
         os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
@@ -137,7 +138,7 @@ def _leave_memory_to(against: str) -> None:
 def _rival(
     config: Config, against: str, product_size: int
 ) -> tuple[dict[str, Any], Plain | Torch | None]:
-    """Return what was found about the other program, and it, checked against ours."""
+    """Return details of the other program, and the program itself, checked against our losses."""
     if not against:
         return {}, None
     fair = without_chance(config)
@@ -158,7 +159,7 @@ def _rival(
 
 
 class MatrixProduct:
-    """A square product on each device of the mesh at once, large enough for its full rate."""
+    """A square matrix product on all devices at once, large enough to reach their full rate."""
 
     def __init__(self, config: Config):
         self.devices = list(make_mesh(config.parallel, config.model.towers).devices.flat)
@@ -175,18 +176,18 @@ class MatrixProduct:
 
     @property
     def flops(self) -> int:
-        """Floating point operations of one product on each device."""
+        """The floating point operations of one product on each device."""
         return 2 * self.size**3 * len(self.devices)
 
     def run(self, times: int) -> None:
-        """Multiply, and wait for the last results."""
+        """Multiply `times` times, and wait for the last results."""
         for _ in range(times):
             results = [self.product(factor, factor) for factor in self.factors]
         jax.block_until_ready(results)
 
 
 def _turn(work: Callable[[int], object], times: int) -> float:
-    """Return the seconds of `times`, after one that finds its memory and caches given away."""
+    """Return the seconds of `times` repetitions, after one that restores its memory and caches."""
     work(1)
     began = time.perf_counter()
     work(times)
@@ -194,7 +195,7 @@ def _turn(work: Callable[[int], object], times: int) -> float:
 
 
 def _repeats(work: Callable[[int], object]) -> int:
-    """Return how often to do a piece of work in one turn; does it twice."""
+    """Return how often to repeat some work in one timing; this does it twice."""
     work(1)
     began = time.perf_counter()
     work(1)
@@ -202,7 +203,7 @@ def _repeats(work: Callable[[int], object]) -> int:
 
 
 def _describe(ours: Ours) -> dict[str, Any]:
-    """Return what was measured and what it takes of memory."""
+    """Return a description of the step that was measured, and its use of memory."""
     experiment, memory = ours.experiment, ours.compiled.memory_analysis()
     config, device = experiment.config, experiment.mesh.devices.flat[0]
     cost = ours.compiled.cost_analysis() or {}
@@ -216,7 +217,7 @@ def _describe(ours: Ours) -> dict[str, Any]:
         'forms': config.model.forms,
         'bytes_accessed_per_step': cost.get('bytes accessed', math.nan),
         'temporary_bytes': memory.temp_size_in_bytes,
-        # The most so far, with earlier cases and products: on the CPU of the process, on a device
-        # of its allocator.
+        # The maximum so far, including earlier cases and products: of the device's allocator, or
+        # on a CPU of the process.
         'peak_memory_bytes': in_use or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }

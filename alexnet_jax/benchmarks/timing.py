@@ -1,4 +1,4 @@
-"""Time several ways of doing a thing so that they can be compared on a machine that others use."""
+"""Time several programs so that they can be compared even on a machine that others use."""
 
 import statistics
 import time
@@ -9,12 +9,12 @@ from typing import Any
 def interleaved(
     cases: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1
 ) -> dict[str, list[float]]:
-    """Run every case once in each round and return the seconds of each, a list by case.
+    """Run every case once in each round, and return a list of seconds for each case.
 
-    Each round begins with the next case, so that none is always the first; the cases of one round
-    lie close together in time, so that `paired_ratio` compares like with like. A case must not
-    return before its work is done (`jax.block_until_ready`). One that times itself returns its
-    seconds, a float. `warmup` rounds are not counted.
+    Each round starts with another case, so that none is always the first. The cases of one round
+    run close together in time, so that `paired_ratio` compares like with like. A case must not
+    return before its work is done (`jax.block_until_ready`). A case that times itself returns its
+    seconds as a float. `warmup` rounds are not counted.
     """
     names = list(cases)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -40,5 +40,5 @@ def rates(name: str, amount: float, seconds: Sequence[float]) -> dict[str, float
 
 
 def paired_ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-    """Return the spread of above / below, the values of one round with each other."""
+    """Return the spread of above / below, computed within each round."""
     return spread(name, [a / b for a, b in zip(above, below, strict=True)])

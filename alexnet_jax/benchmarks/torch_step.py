@@ -1,10 +1,11 @@
-"""The same training step in PyTorch, in a process of its own that works when it is told to.
+"""The same training step in PyTorch, in its own process that takes commands on standard input.
 
-python -m alexnet_jax.benchmarks.torch_step SETTINGS, started by `benchmark step --against=torch`.
+`benchmark step --against=torch` starts python -m alexnet_jax.benchmarks.torch_step SETTINGS.
 SETTINGS is JSON: `problem`, an npz file of weights, images and labels; `size` of the matrix
-product; `dtype`, `learning_rate`, `momentum`, `weight_decay`, `lrn`, `towers`, `convolutions`.
-Each line of standard input is a JSON list, `["train", dropout, steps]`, `["product", times]` or
-`["reset"]`; the answer is a line of JSON, the losses, when the work is done.
+product; `dtype`, `tf32`, `learning_rate`, `momentum`, `weight_decay`, `lrn`, `towers`,
+`convolutions`. Each line of standard input is a JSON list, `["train", dropout, steps]`,
+`["product", times]` or `["reset"]`. The answer is a line of JSON, the losses, when the work is
+done.
 """
 
 import contextlib
@@ -62,7 +63,7 @@ class Network(torch.nn.Module):
 
 
 class Worker:
-    """What the lines of standard input ask for."""
+    """The commands that standard input may give."""
 
     def __init__(self, settings: dict[str, Any]):
         self.settings = settings
@@ -80,7 +81,7 @@ class Worker:
         self.reset()
 
     def reset(self) -> list[float]:
-        """Start again from the given weights."""
+        """Start again from the initial weights."""
         weights = {name: self.weight(value) for name, value in self.arrays.items()}
         network = Network(weights, self.settings)
         self.optimizer = torch.optim.SGD(
@@ -94,14 +95,14 @@ class Worker:
         return []
 
     def weight(self, value: torch.Tensor) -> torch.Tensor:
-        """Return a weight in PyTorch's layout: HWIO becomes OIHW, channels last in memory."""
+        """Return a weight in PyTorch's layout: HWIO becomes OIHW, with channels last in memory."""
         if value.ndim != 4:
             return value.to(self.device, copy=True)
         value = value.permute(3, 2, 0, 1)
         return value.to(self.device, memory_format=LAYOUT, copy=True)
 
     def train(self, dropout: float, steps: int) -> list[float]:
-        """Do training steps; return their losses."""
+        """Do some training steps, and return their losses."""
         cast = contextlib.nullcontext()
         if self.dtype != torch.float32:
             cast = torch.autocast(self.device, self.dtype)
@@ -117,7 +118,7 @@ class Worker:
         return [loss.item() for loss in losses]  # waits for the device
 
     def product(self, times: int) -> list[float]:
-        """Multiply two square matrices."""
+        """Multiply two square matrices `times` times."""
         for _ in range(times):
             result = self.factors[0] @ self.factors[1]
         return [result[0, 0].item()]

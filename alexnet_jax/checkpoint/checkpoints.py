@@ -1,8 +1,8 @@
-"""Checkpoints: written by Orbax in the background, sealed with digests, checked before any use.
+"""Save checkpoints with Orbax in the background, and verify their digests before any use.
 
-The only file that knows Orbax, which restores a flipped bit without an error. So each committed
-step gets `manifest.json`, the SHA-256 of every one of its files, written last; a step without a
-manifest is not finished, a step that differs from it is damaged, and neither is ever loaded.
+This is the only module that uses Orbax. Orbax restores a flipped bit without an error, so each
+committed step gets a `manifest.json`, written last, with the SHA-256 of every file. A step without
+a manifest is unfinished and a step that does not match its manifest is damaged; neither is loaded.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from alexnet_jax.runtime.errors import UserError, first_line
 
 _logger = logging.getLogger(__name__)
 _BEST = 'eval/top1_error'
-_COMMITTED = '_CHECKPOINT_METADATA'  # in a step's directory once Orbax has renamed it
+_COMMITTED = '_CHECKPOINT_METADATA'  # is in a step's directory once Orbax has committed the step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class CheckpointConfig(Section):
     """The section `checkpoint`."""
 
     save_every_steps: int = field(integer(0), role=PLACE)
-    keep_latest: int = field(integer(2), role=PLACE)  # one is sealed while the next is written
+    keep_latest: int = field(integer(2), role=PLACE)  # one is sealed as the next is written
     keep_best: int = field(integer(0), role=PLACE)
 
 
@@ -44,16 +44,16 @@ _READ_ONLY = CheckpointConfig(save_every_steps=0, keep_latest=2, keep_best=0)
 
 
 class Restored(NamedTuple):
-    """A checkpoint in memory."""
+    """A restored checkpoint."""
 
     step: int
     state: Any
     meta: dict[str, Any]
-    evaluated: bool  # the errors of this very step are known
+    evaluated: bool  # whether this step was evaluated before it was saved
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager without its questions after SIGTERM, which would mix with the loop's own."""
+    """Orbax's manager without its checks for SIGTERM, which would interfere with the loop's."""
 
     def reached_preemption(self, step: int) -> bool:
         del step
@@ -61,7 +61,7 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """The checkpoints of one run, WORKDIR/checkpoints/STEP; without a `config` only to be read."""
+    """The checkpoints of one run, WORKDIR/checkpoints/STEP; read-only without a `config`."""
 
     def __init__(self, workdir: epath.Path, config: CheckpointConfig | None = None) -> None:
         read_only, config = config is None, config or _READ_ONLY
@@ -96,7 +96,7 @@ class Checkpoints:
                 preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
                 best_fn=error,  # without it Orbax does not write the metrics
                 best_mode='min',
-                cleanup_tmp_directories=not read_only,  # they may be those of a running training
+                cleanup_tmp_directories=not read_only,  # a training run may still be writing them
                 read_only=read_only,
                 save_root_metadata=False,
             ),
@@ -107,14 +107,15 @@ class Checkpoints:
 
     def __exit__(self, kind: object, value: BaseException | None, trace: object) -> None:
         if value is not None and jax.process_count() > 1:
-            return  # the others may be gone or stuck: waiting for them would hide the error
+            return  # the other processes may be gone: waiting for them would hide the error
         try:
             self.wait()
             processes.wait_for_all('the last checkpoint is sealed')
         except Exception as error:
             if value is None:
                 raise
-            _logger.warning('the last save failed, too: %s', error)  # the first error ends the run
+            # Not raised, because the first error is the one that ends the run.
+            _logger.warning('the last save failed, too: %s', error)
         finally:
             self._sealer.shutdown()
             self._manager.close()
@@ -130,11 +131,11 @@ class Checkpoints:
         meta: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Begin to save; `metrics`, if the step was evaluated, decide which step is the best.
+        """Begin to save a step; its `metrics`, if it was evaluated, decide which step is the best.
 
-        The state may be donated as soon as this returns. A step that is saved is kept, unless it
-        was saved before its evaluation and `metrics` are here now. Raises UserError when the save
-        before this one failed.
+        The state may be donated as soon as this returns. A step that was saved before is not saved
+        again, unless it was saved without `metrics` and they are given now. Raises UserError if
+        the previous save failed.
         """
         self.wait()
         if step in self._manager.all_steps():
@@ -154,7 +155,7 @@ class Checkpoints:
             self._sealing = self._sealer.submit(self._seal, step)
 
     def _make_way(self, step: int, evaluated: bool) -> bool:
-        """Set a saved step aside if it lacks the evaluation that is here now; say whether."""
+        """Move a saved step aside if only the new save has metrics; return whether it was moved."""
         if not evaluated or self._manager.metrics(step) is not None:
             return False
         self._superseded.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ class Checkpoints:
         return True
 
     def _seal(self, step: int) -> None:
-        """Wait for the commit of a step, then write its manifest."""
+        """Wait until Orbax has committed a step, then write its manifest."""
         directory = self._directory / str(step)
         while not (directory / _COMMITTED).exists():
             if self._stop_sealing.wait(0.02):
@@ -170,20 +171,20 @@ class Checkpoints:
         write_manifest(directory)
 
     def wait(self) -> None:
-        """Wait until the save under way is committed and sealed; raise UserError if it failed."""
+        """Wait until the current save is committed and sealed; raise UserError if it failed."""
         sealing, self._sealing = self._sealing, None
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
             if sealing is not None:
                 sealing.result()
-        except Exception as error:  # of a disk or of tensorstore; Orbax has no type of its own
+        except Exception as error:  # Orbax raises those of the file system and of tensorstore
             self._stop_sealing.set()
             if processes.is_lost_peer(error):
                 raise
             raise UserError(
                 f'a checkpoint could not be written to {self._directory} '
-                f'({first_line(error)}); make room there, then start again'
+                f'({first_line(error)}); free some space there, then run the same command again'
             ) from error
         if sealing is not None and self._superseded.exists():
             self._superseded.rmtree()
@@ -195,16 +196,17 @@ class Checkpoints:
         *,
         set_aside: bool = False,
     ) -> Restored | None:
-        """Restore the newest sound checkpoint, None when there is none at all.
+        """Restore the newest sound checkpoint; return None if there are no checkpoints.
 
         Args:
-          abstract_state: shape, dtype and sharding of every leaf; any mesh will do.
-          check_meta: raises UserError when the saved run is not this one; called first.
-          set_aside: move damaged and unfinished steps to WORKDIR/damaged, so that training can save
-            those steps anew.
+          abstract_state: shape, dtype and sharding of every leaf, on any mesh.
+          check_meta: called with the saved meta before the state is restored; it raises UserError
+            if the checkpoint belongs to another run.
+          set_aside: whether to move damaged and unfinished steps to WORKDIR/damaged, so that
+            training can save those steps again.
 
         Raises:
-          UserError: the state does not fit, or no checkpoint is sound although there are some.
+          UserError: the state does not fit, or there are checkpoints but none is sound.
         """
         step = processes.from_first(lambda: self._choose('latest', set_aside))
         if set_aside:
@@ -212,7 +214,7 @@ class Checkpoints:
         return None if step is None else self._restore_step(step, abstract_state, check_meta)
 
     def _choose(self, which: str, set_aside: bool) -> int | None:
-        """Return the step to restore, None when there is none, as `restore` and `find` say."""
+        """Return the step to restore, or None if there is none; see `restore` and `find`."""
         steps = sorted(self._manager.all_steps(), reverse=True)
         if which == 'best':
             best = self._manager.best_step()
@@ -231,19 +233,19 @@ class Checkpoints:
         return sound
 
     def find(self, which: str = 'latest') -> tuple[int, dict[str, Any]] | None:
-        """Return step and meta of a sound checkpoint, None when there is none at all.
+        """Return the step and meta of a sound checkpoint, or None if there are no checkpoints.
 
-        `which` is 'latest', 'best' or a step; process 0 looks and chooses for all. Raises UserError
-        when there are some and the one asked for is not sound, or the best and none was evaluated.
+        `which` is 'latest', 'best' or a step; process 0 chooses for all processes. Raises UserError
+        if the checkpoint asked for is not sound, and for 'best' if none was evaluated.
         """
         step = processes.from_first(lambda: self._choose(which, set_aside=False))
         return None if step is None else (step, self._read_meta(step))
 
     def restore_params(self, step: int, abstract_params: Any) -> tuple[Any, dict[str, str]]:
-        """Restore of a step's parameters those that have the name, shape and dtype asked for.
+        """Restore the parameters of a step whose name, shape and dtype match those asked for.
 
-        Returns those, `{layer: {kernel, bias}}`, and for each other name that is there or asked for
-        what differs, such as `{'fc8.bias': 'float32[5] there, float32[10] here'}`.
+        Returns these, `{layer: {kernel, bias}}`, and the difference for each other parameter that
+        is saved or asked for, such as `{'fc8.bias': 'float32[5] there, float32[10] here'}`.
         """
         saved = _flat(self._manager.item_metadata(step)['state']['params'])
         have, want = _kinds(saved), _kinds(_flat(abstract_params))
@@ -284,7 +286,7 @@ class Checkpoints:
         return Restored(step, _from_tree(abstract_state, state), meta, evaluated)
 
     def _check_leaves(self, step: int, tree: Any) -> None:
-        """Compare names, shapes and dtypes before Orbax would cast a dtype in silence."""
+        """Raise UserError unless names, shapes and dtypes match; Orbax would silently cast."""
         saved = self._manager.item_metadata(step)['state']
         have, want = _kinds(_flat(saved)), _kinds(_flat(tree))
         for name in sorted(have.keys() | want.keys()):
@@ -297,7 +299,7 @@ class Checkpoints:
 
 
 def _to_tree(state: Any) -> dict[str, Any]:
-    """Return the state as nested dicts without empty nodes: what the checkpoint's names mean."""
+    """Return the state as nested dicts without empty nodes, with the names that are saved."""
     return traverse_util.unflatten_dict(
         traverse_util.flatten_dict(serialization.to_state_dict(state))
     )

@@ -1,4 +1,4 @@
-"""Configurations that were saved before fields got the names they have now."""
+"""Read configurations that were saved before some fields were renamed."""
 
 import copy
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ _OPTIM = {
     'decay_factors': 'weight_decay_multipliers',
     'lars_trust': 'lars_trust_coefficient',
 }
-_NO_POOLING = 3  # what `pool_window` is where nothing is pooled; it was 0
+_NO_POOLING = 3  # the present `pool_window` of a layer without pooling; it was 0
 
 
 def in_present_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a saved configuration, nested, with the names and values that mean the same now."""
+    """Return a saved configuration, nested, with the present names and values of its fields."""
     now = copy.deepcopy(dict(config))
     now['optim'] = {_OPTIM.get(name, name): value for name, value in now['optim'].items()}
     for name, layer in now['model'].items():
@@ -27,7 +27,7 @@ def in_present_names(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _convolution(layer: dict[str, Any]) -> dict[str, Any]:
-    """Return a convolution with `after` in place of an order and three ways to say whether."""
+    """Return a convolution with `after` in place of `order`, `lrn`, `map_norm` and window 0."""
     order, lrn, map_norm = (layer.pop(name, False) for name in ('order', 'lrn', 'map_norm'))
     follows = {
         'activation': ['activation'],

@@ -1,4 +1,4 @@
-"""Digests of checkpoints' files and parameters; which steps are sound, which are set aside."""
+"""Write and verify the digests of checkpoints, and choose the steps that are sound."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ NAME = 'manifest.json'
 
 
 def write_manifest(directory: epath.Path) -> None:
-    """Write the SHA-256 of every file of a step: under a temporary name, then renamed."""
+    """Write the SHA-256 of every file of a step, atomically."""
     digests = {name: _sha256(directory / name) for name in _files(directory)}
     temporary = directory / f'{NAME}.tmp'
     temporary.write_text(json.dumps({'format': 1, 'files': digests}, indent=1))
@@ -29,7 +29,7 @@ def write_manifest(directory: epath.Path) -> None:
 
 
 def find_damage(directory: epath.Path) -> str | None:
-    """Say in a few words what is wrong with a step's directory; None for nothing."""
+    """Return in a few words what is wrong with a step's directory, or None if it is sound."""
     try:
         digests = json.loads((directory / NAME).read_text())['files']
     except FileNotFoundError:
@@ -49,11 +49,11 @@ def find_damage(directory: epath.Path) -> str | None:
 def find_sound(
     directory: epath.Path, steps: Sequence[int], which: str
 ) -> tuple[int | None, list[int]]:
-    """Return the first of the steps that is sound, None for none, and the damaged ones before it.
+    """Return the first sound step, or None, and the damaged and unfinished steps before it.
 
-    Raises UserError when there are some and none is sound, but for the latest when it is a first
-    save that a kill left without its manifest. `which` is what the user asked for: 'latest', 'best'
-    or a step.
+    `which` is what the user asked for: 'latest', 'best' or a step. Raises UserError if there are
+    steps but none is sound, except for 'latest' if the only step is unfinished: then a kill cut
+    short the first save of the run.
     """
     bad: dict[int, str] = {}
     for step in steps:
@@ -68,25 +68,25 @@ def find_sound(
         name = f'the best checkpoint, {step},' if which == 'best' else f'checkpoint {step}'
         raise UserError(
             f'{name} in {directory} is not sound: {problem}; '
-            'restore it from a copy, or take another'
+            'restore it from a copy, or choose another'
         )
     if len(bad) == 1 and not (directory / str(step) / NAME).exists():
         return None, [step]
     raise UserError(
         f'no checkpoint in {directory} is sound: {step}: {problem}; '
-        'restore one from a copy, or choose another --workdir to start anew'
+        'restore one from a copy, or choose another --workdir to start again'
     )
 
 
 def move_aside(step: epath.Path, damaged: epath.Path) -> None:
-    """Move a step's directory to the damaged ones, beside what is there already."""
+    """Move a step's directory into `damaged`, under a name that is free there."""
     damaged.mkdir(parents=True, exist_ok=True)
     names = (damaged / f'{step.name}-{count}' for count in itertools.count(1))
     step.rename(next(name for name in names if not name.exists()))
 
 
 def take_back(superseded: epath.Path, directory: epath.Path, damaged: epath.Path) -> None:
-    """Undo a replacement of a step that a kill cut short."""
+    """Move superseded steps back where a kill cut short the save that was to replace them."""
     for old in superseded.iterdir() if superseded.exists() else ():
         new = directory / old.name
         if new.exists() and find_damage(new) is None:
@@ -99,7 +99,7 @@ def take_back(superseded: epath.Path, directory: epath.Path, damaged: epath.Path
 
 
 def parameters_sha256(params: Any) -> str:
-    """Return the SHA-256 over name, dtype, shape and little-endian bytes of all parameters."""
+    """Return the SHA-256 of the name, dtype, shape and little-endian bytes of all parameters."""
     digest = hashlib.sha256()
     for name, leaf in sorted(traverse_util.flatten_dict(dict(params), sep='.').items()):
         array = processes.whole(leaf)

@@ -1,4 +1,4 @@
-"""The parameters of an earlier run: opened by its place, loaded into a new run where they fit."""
+"""Load the parameters of an earlier run, for evaluation or to initialise a new run."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ _logger = logging.getLogger(__name__)
 
 
 def workdir_of(place: epath.Path) -> epath.Path:
-    """Return the WORKDIR of WORKDIR or WORKDIR/checkpoints/STEP; `~` is expanded."""
+    """Return WORKDIR for WORKDIR or WORKDIR/checkpoints/STEP; `~` is expanded."""
     place = place.expanduser()
     return place.parents[1] if place.parent.name == 'checkpoints' else place
 
@@ -23,10 +23,10 @@ def workdir_of(place: epath.Path) -> epath.Path:
 def read_only(
     place: epath.Path, which: str = 'latest'
 ) -> Iterator[tuple[Checkpoints, int, dict[str, Any]]]:
-    """Open WORKDIR, or WORKDIR/checkpoints/STEP for that one; yield (checkpoints, step, meta).
+    """Open the checkpoints at `place` to read them; yield (checkpoints, step, meta).
 
-    `which` of a WORKDIR's checkpoints: 'latest' or 'best'. Raises UserError when there is no sound
-    one.
+    `place` is WORKDIR/checkpoints/STEP for that step, or WORKDIR for its 'latest' or 'best' step,
+    as `which` says. Raises UserError if there is no such step or it is not sound.
     """
     workdir = workdir_of(place)
     if place.parent.name == 'checkpoints':
@@ -42,7 +42,7 @@ def read_only(
 
 
 def restore_network(wanted: Any, checkpoints: Checkpoints, step: int, place: epath.PathLike) -> Any:
-    """Restore the parameters that `wanted`, abstract, names; raise UserError unless all fit."""
+    """Restore the parameters that are abstract in `wanted`; raise UserError unless all fit."""
     params, others = checkpoints.restore_params(step, wanted)
     for name, difference in others.items():
         raise UserError(
@@ -55,21 +55,21 @@ def restore_network(wanted: Any, checkpoints: Checkpoints, step: int, place: epa
 def init_params(
     wanted: Any, params: Any, source: str, class_names: str
 ) -> tuple[Any, dict[str, int | str]]:
-    """Put the parameters of an earlier run where they fit, on any mesh; leave the others as drawn.
+    """Initialise parameters from an earlier run where they fit; leave the others as drawn.
 
-    A parameter fits when its name, shape and dtype are the same. fc8 fits only if the classes are
-    the same, too, by their names.
+    A parameter fits if its name, shape and dtype are the same, on any mesh. fc8 fits only if the
+    names of the classes are the same, too.
 
     Args:
       wanted: shape, dtype and sharding of the new run's parameters.
-      params: its parameters as drawn.
+      params: the new run's parameters as drawn.
       source: WORKDIR for the latest checkpoint, or WORKDIR/checkpoints/STEP.
       class_names: the digest of the new run's class names.
 
     Returns:
       The parameters, and what to log: `init_step`, `init_data`, `loaded`, `drawn_anew`.
 
-    Raises UserError when there is no sound checkpoint, or nothing of it fits.
+    Raises UserError if there is no sound checkpoint, or if none of its parameters fits.
     """
     with read_only(epath.Path(source)) as (checkpoints, step, meta):
         known = dict(wanted)
@@ -81,7 +81,7 @@ def init_params(
     if not loaded:
         raise UserError(
             f'config.training.init_from = {source}: none of its parameters fits, for example '
-            f'{next(f"{k} is {v}" for k, v in others.items())}; name a run of the same network'
+            f'{next(f"{k} is {v}" for k, v in others.items())}; choose a run of the same network'
         )
     anew |= {k: v for k, v in others.items() if not (k.startswith('fc8.') and 'fc8' in anew)}
     for name, reason in anew.items():

@@ -1,7 +1,7 @@
-"""Augmentation on the device, inside the jitted step: uint8 in, mean-subtracted float out.
+"""Augment images on the device, inside the jitted step, from uint8 to mean-subtracted floats.
 
-Every random number is a function of (key, the example's index in the global batch), so neither the
-mesh nor the number of hosts changes an image.
+Every random number is a function of the key and the example's index in the global batch, so neither
+the mesh nor the number of hosts changes an image.
 """
 
 import dataclasses
@@ -45,11 +45,11 @@ class AugmentConfig(Section):
 class Augment:
     """The paper's data augmentation (Paper 4.1).
 
-    The `statistics` below are of one float dtype, which is also the dtype of the result.
+    The `statistics` below have one float dtype, which is also the dtype of the result.
     """
 
     config: AugmentConfig
-    colour_steps: int  # colour noise in so many steps from the start; 0: in all
+    colour_steps: int  # number of steps, from the start, with colour noise; 0: all
 
     def training(
         self,
@@ -59,17 +59,18 @@ class Augment:
         rows: jax.Array,
         step: jax.Array,
     ) -> jax.Array:
-        """Crop, mirror and colour each image by itself.
+        """Crop, mirror and colour each image at random.
 
         Args:
           images: uint8 [n, H, W, C].
           statistics: see the class.
           key: typed key of this step, the same on every device.
           rows: int32 [n], each example's index in the global batch.
-          step: int32 scalar, steps done.
+          step: int32 scalar, the number of steps done.
 
         Returns:
-          float [n, crop_px, crop_px, C], 0-255 scale less the mean, over `pixel_divisor`.
+          float [n, crop_px, crop_px, C], the pixels of 0 to 255 minus the mean, divided by
+          `pixel_divisor`.
         """
         return jax.vmap(lambda image, row: self._one(image, statistics, key, row, step))(
             images, rows
@@ -108,7 +109,7 @@ class Augment:
     def _crop(
         self, image: jax.Array, statistics: Statistics, corner: jax.Array, mirror: jax.Array
     ) -> jax.Array:
-        """Cut the image at a corner (y, x), subtract the mean, mirror; uint8 is cut, then cast."""
+        """Crop the image at a corner (y, x), cast it to float, subtract the mean and mirror it."""
         size = (self.config.crop_px, self.config.crop_px, image.shape[-1])
         mean, start = statistics.mean_image, (*corner, jnp.zeros_like(corner[0]))
         crop = lax.dynamic_slice(image, start, size).astype(mean.dtype)
@@ -123,11 +124,12 @@ class Augment:
         return crop
 
     def view_corners(self, image_shape: tuple[int, ...], views: int) -> tuple[jax.Array, jax.Array]:
-        """Return the corners (y, x) int32 [views, 2] and mirrors bool [views] of test views.
+        """Return the corners (y, x) int32 [views, 2] and mirrors bool [views] of the test views.
 
-        One view is the centre. Ten are the centre, the four corners, and the mirror image of each
-        (Paper 4.1), the plain centre first. Without `mirror`, where mirror images are other objects
-        (digits), ten views are the five crops, each taken twice: the average is that of the five.
+        One view is the centre. Ten views are the centre, the four corners and the mirror image of
+        each (Paper 4.1), with the centre first. Without `mirror`, for images whose mirror image has
+        another meaning (digits), they are the five crops, each taken twice, so that their mean is
+        that of the five.
         """
         y, x = image_shape[0] - self.config.crop_px, image_shape[1] - self.config.crop_px
         five = jnp.asarray([(y // 2, x // 2), (0, 0), (0, x), (y, 0), (y, x)], jnp.int32)
@@ -145,9 +147,9 @@ class Augment:
 
 
 def rotate(image: jax.Array, angle: jax.Array) -> jax.Array:
-    """Turn an image [H, W, C] by `angle` radians about its middle, from the y axis to the x axis.
+    """Rotate an image [H, W, C] by `angle` radians about its middle, from the y to the x axis.
 
-    Bilinear; what comes from outside is 0, which is the mean's colour once it is subtracted.
+    The interpolation is bilinear. Pixels from outside are 0, the mean colour once it is subtracted.
     """
     height, width, channels = image.shape
     y, x = jnp.meshgrid(
@@ -165,14 +167,14 @@ def rotate(image: jax.Array, angle: jax.Array) -> jax.Array:
 def pca_colour(statistics: Statistics, key: jax.Array, colour_std: float) -> jax.Array:
     """Draw the colour added to every pixel of one image, [C] (Paper 4.1).
 
-    [p_1 .. p_C] [a_1 l_1, .., a_C l_C]^T with a ~ N(0, colour_std), p_i the eigenvectors of the
-    pixels' covariance and l_i the standard deviations along them, the square roots of the
-    eigenvalues, as in the author's cuda-convnet2.
+    It is [p_1 .. p_C] [a_1 l_1, .., a_C l_C]^T with a ~ N(0, colour_std), where p_i are the
+    eigenvectors of the pixels' covariance and l_i the standard deviations along them, the square
+    roots of the eigenvalues, as in the author's cuda-convnet2.
     """
     # DEVIATION: colour noise by standard deviations
     std = statistics.std
     amounts = colour_std * jax.random.normal(key, std.shape, std.dtype) * std
-    # Neither a matrix product nor a reduction: jaxlib 0.10.2 on the CPU miscompiles them under vmap
-    # and gives the images of large batches one another's colours (jax-ml/jax#39103).
+    # This uses neither a matrix product nor a reduction, because jaxlib 0.10.2 miscompiles them on
+    # the CPU under vmap: in large batches images get each other's colours (jax-ml/jax#39103).
     shifts = [amounts[i] * statistics.eigenvectors[:, i] for i in range(len(std))]
     return functools.reduce(jnp.add, shifts)

@@ -1,4 +1,4 @@
-"""What a training step takes besides its state: a batch of examples, and the data's statistics."""
+"""The inputs of a training step: a batch of examples and the statistics of the data set."""
 
 from typing import Any, NamedTuple
 
@@ -12,8 +12,8 @@ class Batch(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What the augmentation subtracts and adds, on the pixels' scale of 0 to 255 (Paper 4.1)."""
+    """The statistics that augmentation needs, on the pixels' scale of 0 to 255 (Paper 4.1)."""
 
     mean_image: Any  # float [H, W, C]
-    eigenvectors: Any  # float [C, C], columns, of the covariance of the channels
-    std: Any  # float [C], square roots of its eigenvalues, ascending
+    eigenvectors: Any  # float [C, C], in columns, of the covariance of the channels
+    std: Any  # float [C], square roots of its eigenvalues, in ascending order

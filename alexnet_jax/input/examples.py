@@ -1,6 +1,6 @@
-"""Image and label out of a record, a serialized tf.train.Example, without a copy of the pixels.
+"""Read the image and the label of a serialized tf.train.Example without copying the pixels.
 
-The Python library of protocol buffers copies the bytes twice and tfds's own parser once more.
+The Python library of protocol buffers copies the bytes twice, and tfds's own parser once more.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ import simplejpeg
 import tensorflow_datasets as tfds
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
-_JPEG = b'\xff\xd8\xff'  # how a file of it begins
+_JPEG = b'\xff\xd8\xff'  # the first bytes of a JPEG file
 
 
 class Decoder:
-    """Decodes the records of a data set whose tfds features have an image and a label."""
+    """Decodes the records of a data set whose tfds features include an image and a label."""
 
     def __init__(self, features: Any) -> None:
         self._features, self._image = features, features['image']
@@ -24,14 +24,14 @@ class Decoder:
         self._is_raw = (
             type(self._image) is tfds.features.Tensor
             and self._image.to_json_content().encoding == tfds.features.Encoding.BYTES.value
-            and all(self._shape)  # no side that varies
+            and all(self._shape)  # no dimension varies
         )
 
     def __call__(self, record: bytes) -> tuple[np.ndarray, int]:
-        """Return the image, perhaps a read-only view of the record, and the label.
+        """Return the image, which may be a read-only view of the record, and the label.
 
-        Raises an exception, a ValueError mostly, for a record that is damaged. JPEG data that
-        libjpeg would mend with a warning counts as damaged.
+        Raises an exception, mostly a ValueError, for a damaged record. JPEG data that libjpeg would
+        repair with a warning counts as damaged.
         """
         if not (self._is_file or self._is_raw):
             example = self._features.deserialize_example_np(record)
@@ -40,14 +40,14 @@ class Decoder:
         if self._is_raw:
             return np.frombuffer(stored, self._image.np_dtype).reshape(self._shape), label
         if stored[:3] == _JPEG and self._shape[-1] == 3:
-            return simplejpeg.decode_jpeg(stored, 'RGB'), label  # as Pillow decodes it, faster
+            return simplejpeg.decode_jpeg(stored, 'RGB'), label  # the same pixels as Pillow, faster
         return self._image.decode_example_np(bytes(stored)), label
 
 
 def parse(record: bytes) -> tuple[memoryview, int]:
-    """Return the bytes of the feature `image`, uncopied, and the integer of the feature `label`.
+    """Return the bytes of the feature `image`, not copied, and the integer of the feature `label`.
 
-    Raises ValueError for what is no Example with one of each.
+    Raises ValueError for a record that is not an Example with one of each.
     """
     features = {}
     for body in _values(memoryview(record), 1):  # Example.features
@@ -85,12 +85,12 @@ def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
                 size = {_FIXED64: 8, _FIXED32: 4}[wire_type]
             value, at = message[at : at + size], at + size
         if at > len(message):
-            raise ValueError('it is cut short')
+            raise ValueError('the record is truncated')
         yield key >> 3, value
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """Return the unsigned integer that begins at `at`, seven bits a byte, and where it ends."""
+    """Return the varint that begins at `at`, seven bits per byte, and the position after it."""
     value = shift = 0
     while True:
         byte = message[at]

@@ -1,4 +1,4 @@
-"""Batches as a function of (seed, step), read by threads and moved to the devices as uint8."""
+"""Read batches in threads, as a function of (seed, step), and copy them to the devices as uint8."""
 
 import collections
 import contextlib
@@ -14,10 +14,10 @@ from alexnet_jax.input.batch import Batch
 
 
 def train_order(num_examples: int, seed: int) -> Sequence[int]:
-    """Return the endless order of the training examples, indexed by a number that counts from 0.
+    """Return the endless order of the training examples, a sequence of their indices.
 
-    Every epoch is a permutation of its own. Row r of step s of batches of B is `order[s * B + r]`,
-    so batches run across the end of an epoch, and the step is all there is to save.
+    Every epoch is another permutation. Row r of step s with batches of B is `order[s * B + r]`, so
+    a batch may hold examples of two epochs, and the step is all that has to be saved.
     """
     order = grain.MapDataset.range(num_examples).seed(seed).shuffle().repeat()
     return cast(Sequence[int], order)
@@ -35,7 +35,7 @@ def train_batches(
     """Yield the batches of the steps from `start_step` on, the same for any number of threads.
 
     `rows` is the part of the global batch to read (see `local_rows`). Close the generator to end
-    its threads. An exception of a reading thread comes out of the generator.
+    its threads. It raises the exceptions of its threads.
     """
     order = train_order(len(dataset.train), seed)
 
@@ -55,9 +55,9 @@ def eval_batches(
     read_threads: int = 1,
     prefetch_batches: int = 2,
 ) -> Generator[Batch, None, None]:
-    """Yield every example exactly once, in order; zeros and a mask of False fill the last batch.
+    """Yield every example exactly once, in order; the last batch is padded, with a mask of False.
 
-    `rows`, closing and exceptions as in `train_batches`.
+    `rows`, closing and exceptions are as in `train_batches`.
     """
 
     def read(step: int) -> Batch:
@@ -82,7 +82,7 @@ def _read(split: sources.Split, indices: Sequence[int], batch_size: int = 0) -> 
 def _in_threads(
     read: Callable[[int], Batch], steps: range, read_threads: int, prefetch_batches: int
 ) -> Generator[Batch, None, None]:
-    """Yield `read(step)` for each step, in order; each thread reads a batch, some ahead of need."""
+    """Yield `read(step)` for each step, in order; each thread reads whole batches in advance."""
     options = grain.ReadOptions(
         num_threads=read_threads, prefetch_buffer_size=max(read_threads, prefetch_batches)
     )
@@ -94,8 +94,8 @@ def _in_threads(
 def local_rows(shardings: Batch, batch_size: int) -> slice:
     """Return the rows of the global batch that this process's devices need, as one slice.
 
-    With the towers of one copy in different processes, images and labels need different rows: the
-    slice covers both.
+    If the towers of one copy are in different processes, images and labels need different rows, and
+    the slice covers both.
     """
     needed = [
         index[0].indices(batch_size)[:2]
@@ -113,14 +113,14 @@ def to_device(
     batch_size: int = 0,
     rows: slice = slice(None),
 ) -> Generator[Batch, None, None]:
-    """Yield the batches as global arrays, `size` of them on their way to the devices at a time.
+    """Yield the batches as global arrays, with `size` of them in transfer to the devices.
 
     Args:
-      batches: host batches, closed when this generator is.
+      batches: host batches, closed when this generator is closed.
       shardings: a Batch of NamedShardings.
-      size: 2 transfers one batch while the devices compute on another.
-      batch_size, rows: of the global batch, and the part of it that `batches` holds; to be given
-        when that is not all of it.
+      size: with 2, one batch is transferred while the devices compute on another.
+      batch_size, rows: the size of the global batch and the part of it that `batches` holds, if
+        that is not all of it.
     """
 
     def put(local: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:

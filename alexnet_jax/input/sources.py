@@ -1,4 +1,4 @@
-"""Open a prepared tensorflow-datasets data set by name, check it, and read any example of it."""
+"""Open a prepared tensorflow-datasets data set by name, check it, and read its examples."""
 
 import dataclasses
 import hashlib
@@ -28,10 +28,10 @@ from alexnet_jax.runtime.errors import UserError, first_line
 from alexnet_jax.runtime.storage import path_field
 
 _HELP = 'python -m alexnet_jax.prepare --help'
-_EVAL_SPLITS = ('test', 'validation', 'val')  # what data.eval_split = '' looks for
-_METADATA = 'features.json'  # the file that marks a data set of tfds as complete
+_EVAL_SPLITS = ('test', 'validation', 'val')  # the names that data.eval_split = '' tries
+_METADATA = 'features.json'  # tfds writes it last, so its presence marks a complete data set
 _ONE_SIZE = (
-    'the network takes images of one size; write them at one size with '
+    'all images must have the same size; resize them with '
     'python -m alexnet_jax.prepare folder, or alexnet_jax.preparation.records.write_dataset'
 )
 
@@ -64,8 +64,8 @@ class Split:
     num_classes: int
     records: Sequence[bytes]
     decode: Decoder
-    shards: tuple[tuple[int, int, int], ...]  # of each file: skipped, taken, present examples
-    files: tuple[str, ...]  # their names
+    shards: tuple[tuple[int, int, int], ...]  # (skipped, taken, all) examples of each file
+    files: tuple[str, ...]  # the names of these files
 
     def __len__(self) -> int:
         return len(self.records)
@@ -73,8 +73,8 @@ class Split:
     def __getitem__(self, index: int) -> dict[str, np.ndarray | np.int32]:
         """Return `image` uint8 [H, W, C] and `label` int32.
 
-        Raises UserError naming the split and the index for a record that cannot be read, an image
-        of another type or shape, and a label outside the classes.
+        Raises UserError, naming the split and the index, for a record that cannot be read, an image
+        of another dtype or shape, and a label outside the classes.
         """
         if not 0 <= index < len(self):
             raise IndexError(f'{self.full_name} {self.name} has no example {index}')
@@ -83,7 +83,7 @@ class Split:
             image, label = self.decode(self.records[index])
         except Exception as error:  # of ArrayRecord, of the protocol buffer or of an image decoder
             raise UserError(
-                f'{where} cannot be read ({first_line(error)}); copy or make the data set again'
+                f'{where} cannot be read ({first_line(error)}); copy or prepare the data set again'
             ) from error
         if image.dtype != np.uint8 or image.shape != self.image_shape:
             raise UserError(
@@ -92,13 +92,13 @@ class Split:
             )
         if not 0 <= label < self.num_classes:
             raise UserError(
-                f'{where} has label {label}, not one of {self.num_classes} classes; '
+                f'{where} has label {label}, but labels must be 0 to {self.num_classes - 1}; '
                 f'choose a split that has labels'
             )
         return {'image': image, 'label': np.int32(label)}
 
     def overlaps(self, other: 'Split') -> bool:
-        """Say whether an example is in both splits."""
+        """Say whether the two splits share an example."""
         return any(
             mine == theirs and skip < there + taken and there < skip + take
             for mine, (skip, take, _) in zip(self.files, self.shards, strict=True)
@@ -106,7 +106,7 @@ class Split:
         )
 
     def fingerprint(self) -> dict[str, str | int]:
-        """Return what identifies the examples and their order, three raw records included."""
+        """Return a summary that identifies the examples and their order, with three raw records."""
         sample = sorted({0, len(self) // 2, len(self) - 1})
         return {
             'name': self.full_name,
@@ -119,7 +119,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set with the split to train on and the split to evaluate on."""
+    """A data set with its training split and its evaluation split."""
 
     full_name: str  # 'digits/1.0.0'
     directory: str
@@ -136,7 +136,7 @@ class Dataset:
         return len(self.class_names)
 
     def fingerprint(self) -> dict[str, str | int]:
-        """Return what identifies the data, flat, so that a resume can name what differs."""
+        """Return a flat summary of the data, so that a resumed run can name what has changed."""
         splits = {'train': self.train, 'eval': self.eval}
         return {
             'image_shape': _times(self.image_shape),
@@ -149,15 +149,15 @@ class Dataset:
 
 
 def open_dataset(config: DataConfig) -> Dataset:
-    """Open a data set that is prepared as ArrayRecord; never download one, never write.
+    """Open a data set that was prepared as ArrayRecord; this downloads and writes nothing.
 
-    `name` is `NAME`, `NAME/CONFIG` or either with `:VERSION`, which is otherwise the highest. The
-    splits are those of tfds, slices such as `train[:90%]` included. An `eval_split` of '' is the
-    first of 'test', 'validation' and 'val' that there is. An `image_shape` of () and 0 examples
-    are what the data says; other values must agree with it.
+    The name is `NAME` or `NAME/CONFIG`, with or without `:VERSION`; without it the highest version
+    is opened. The splits are those of tfds, including slices such as `train[:90%]`. An `eval_split`
+    of '' means the first of 'test', 'validation' and 'val' that exists. An `image_shape` of () and
+    numbers of examples of 0 are taken from the data; other values must agree with the data.
 
-    Raises UserError, one line with the remedy, when the data set is missing, stored in another
-    format, half copied, not of images with labels, or not as expected.
+    Raises UserError if the data set is missing or incomplete, is stored in another format, does not
+    consist of images with labels, or does not agree with the configuration.
     """
     root = epath.Path(config.dir)
     path = _find(config.name, root)
@@ -180,23 +180,23 @@ def open_dataset(config: DataConfig) -> Dataset:
 
 
 def _find_eval_split(info: Any) -> str:
-    """Return the name of the split to evaluate on; raise UserError where none is called so."""
+    """Return the name of the evaluation split; raise UserError if no split has a usual name."""
     found = [split for split in _EVAL_SPLITS if split in info.splits]
     if not found:
         raise UserError(
-            f"config.data.eval_split = '' looks for {', '.join(_EVAL_SPLITS)}, and "
-            f'{info.full_name} has {", ".join(info.splits)}; name one of those'
+            f"config.data.eval_split = '' looks for {', '.join(_EVAL_SPLITS)}, but "
+            f'{info.full_name} has {", ".join(info.splits)}; choose one of these splits'
         )
     return found[0]
 
 
 def is_prepared(name: str, dir: epath.PathLike) -> bool:
-    """Say whether a version of the data set is complete in a data directory."""
+    """Say whether a data directory holds a complete version of the data set."""
     return bool(_versions(name, epath.Path(dir)))
 
 
 def _versions(name: str, root: epath.Path) -> list[epath.Path]:
-    """Return each complete ROOT/NAME[/CONFIG]/VERSION that fits the name, the highest last."""
+    """Return each complete ROOT/NAME[/CONFIG]/VERSION that matches the name, the highest last."""
     base, _, version = name.partition(':')
     found = [path.parent for path in root.glob(f'{base}/{version or "*"}/{_METADATA}')]
     found = [path for path in found if tfds.core.Version.is_valid(path.name)]
@@ -209,20 +209,20 @@ def _find(name: str, root: epath.Path) -> epath.Path:
     depths = (f'*/*/{_METADATA}', f'*/*/*/{_METADATA}')  # NAME/VERSION, NAME/CONFIG/VERSION
     there = {str(path.relative_to(root).parents[1]) for d in depths for path in root.glob(d)}
     raise UserError(
-        f'data set {name!r} is not in {root} (there: {", ".join(sorted(there)) or "none"}); '
-        f'to make it: {_remedy(name, root)}'
+        f'data set {name!r} is not in {root}, which has {", ".join(sorted(there)) or "none"}; '
+        f'to prepare it: {_remedy(name, root)}'
     )
 
 
 def _again(path: epath.Path, remedy: str) -> str:
-    """Return how to make a data set anew; remove the old one only where that command is known."""
+    """Return how to prepare a data set again; remove the old one only if the command is known."""
     if remedy == _HELP:
-        return f'{_HELP} shows how, once {path} is moved away'
+        return f'move {path} away; {_HELP} shows how to prepare a data set'
     return f'rm -r {shlex.quote(str(path))} && {remedy}'
 
 
 def _remedy(name: str, root: epath.Path) -> str:
-    """Return the command that makes a data set, or `_HELP` where it is not known."""
+    """Return the command that prepares a data set, or `_HELP` if it is not known."""
     base = name.partition(':')[0].partition('/')[0]
     data_dir = f'--data_dir={shlex.quote(str(root))}'
     if base == 'digits':
@@ -242,30 +242,30 @@ def _open_builder(path: epath.Path, again: str) -> Any:
         builder = tfds.builder_from_directory(path)
     except Exception as error:  # of the file system, of JSON, of a feature that tfds cannot restore
         raise UserError(
-            f'{path} is not a whole data set ({first_line(error)}); make it again: {again}'
+            f'{path} is not a complete data set ({first_line(error)}); to prepare it again: {again}'
         ) from error
     name, stored = builder.info.full_name, builder.info.file_format
     if stored is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
-            f'{name} in {path} is stored as {stored and stored.value}; only array_record lets any '
-            f'example be read without TensorFlow: make it again: {again}'
+            f'{name} in {path} is stored as {stored and stored.value}, but reading any example '
+            f'without TensorFlow needs array_record; to prepare it again: {again}'
         )
     features: Any = builder.info.features
     has_both = {'image', 'label'} <= features.keys()
     if not has_both or not isinstance(features['label'], tfds.features.ClassLabel):
         raise UserError(
-            f'{name} has the features {", ".join(sorted(features))}; it needs an image and, as a '
-            f'ClassLabel, a label: choose another data.name'
+            f'{name} has the features {", ".join(sorted(features))}, but an image and a label, a '
+            f'ClassLabel, are needed; choose another data.name'
         )
     return builder
 
 
 def _image_shape(info: Any, expected: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the size of all images: what the data says, which must agree with what is expected."""
+    """Return the shape of all images; raise UserError if it varies or is not as expected."""
     stored = info.features['image'].shape
     if None in stored and not expected:
         raise UserError(
-            f'{info.full_name} has images of varying size ({_times(stored)}): {_ONE_SIZE}'
+            f'{info.full_name} has images of varying size ({_times(stored)}); {_ONE_SIZE}'
         )
     if len(stored) != 3 or any(s not in (None, e) for s, e in zip(stored, expected, strict=False)):
         raise UserError(
@@ -283,28 +283,30 @@ def _open_split(
     expected: int,
     again: str,
 ) -> Split:
-    """Open a split, count the records in its files, and read one example."""
+    """Open a split, check the number of records in its files, and read one example."""
     info = builder.info
     try:
         files = info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
         raise UserError(
             f'data.{role}_split = {split!r} is not in {info.full_name} ({first_line(error)}); '
-            f'there are: {", ".join(info.splits)}'
+            f'choose one of {", ".join(info.splits)}'
         ) from error
     count = sum(file.take for file in files)
     if count == 0 or expected not in (0, count):
         raise UserError(
-            f'{info.full_name} {split} has {count} examples and data.{role}_examples = {expected}; '
-            f'set --config.data.{role}_examples=0 for any count, or make it again: {again}'
+            f'{info.full_name} {split} has {count} examples, but data.{role}_examples = {expected};'
+            f' set --config.data.{role}_examples=0 for any number, or prepare the data set again: '
+            f'{again}'
         )
     with futures.ThreadPoolExecutor(16) as pool:  # many small reads, perhaps over a network
         found = list(pool.map(_num_records, (file.filename for file in files)))
     for file, records in zip(files, found, strict=True):
         if records != file.examples_in_shard:
             raise UserError(
-                f'{file.filename} is missing or damaged: {records} records of '
-                f'{file.examples_in_shard}; copy it again, or make the data set again: {again}'
+                f'{file.filename} is missing or damaged: it has {records} of '
+                f'{file.examples_in_shard} records; copy the file again, or prepare the data set '
+                f'again: {again}'
             )
     shards = tuple((file.skip, file.take, file.examples_in_shard) for file in files)
     num_classes = info.features['label'].num_classes
@@ -312,13 +314,13 @@ def _open_split(
     decode = Decoder(info.features)
     names = tuple(os.fspath(file.filename) for file in files)
     opened = Split(info.full_name, split, image_shape, num_classes, records, decode, shards, names)
-    opened[0]  # a data set of images of varying size is noticed here and not in the middle of a run
+    opened[0]  # an image of another size is better noticed here than in the middle of a run
     return opened
 
 
 def _num_records(path: str) -> int:
-    """Return how many records a file holds; ArrayRecord says 0 for a missing or a cut file."""
-    # No read-ahead: it would read megabytes only to count.
+    """Return the number of records of a file, which is 0 for a missing or a truncated file."""
+    # Without read-ahead, which would read megabytes only to count.
     return array_record_module.ArrayRecordReader(path, 'readahead_buffer_size:0').num_records()
 
 

@@ -1,4 +1,4 @@
-"""Mean image and covariance of the colour channels of a training set, cached beside the data."""
+"""Compute the mean image and the colour covariance of a data set, and cache them beside it."""
 
 import hashlib
 import io
@@ -18,8 +18,8 @@ from alexnet_jax.input.batch import Statistics
 
 _logger = logging.getLogger(__name__)
 
-_CHUNK = 16  # images summed at a time by a thread
-_PIXELS = 4  # side by side in the rows of a matrix product
+_CHUNK = 16  # images that a thread sums at a time
+_PIXELS = 4  # pixels in each row of the matrices that are multiplied
 
 
 def compute_statistics(
@@ -27,10 +27,11 @@ def compute_statistics(
 ) -> Statistics:
     """Return the statistics of all images of a split, in one pass.
 
-    `split[i]['image']` is uint8 [H, W, C]. The sums are exact integers: neither the order nor the
-    number of threads matters. The covariance is that of the C channels over all pixels of all
-    images ("the set of RGB pixel values throughout the ImageNet training set", Paper 4.1), divided
-    by their number. The component of the largest magnitude of each eigenvector is positive.
+    `split[i]['image']` is uint8 [H, W, C]. The sums are exact integers, so neither the order nor
+    the number of threads changes the result. The covariance is that of the C channels over all
+    pixels of all images ("the set of RGB pixel values throughout the ImageNet training set", Paper
+    4.1), divided by the number of pixels. Each eigenvector has the sign that makes its component of
+    the largest magnitude positive.
     """
     height, width, channels = split[0]['image'].shape
     total = np.zeros((height, width, channels), np.int64)
@@ -57,9 +58,9 @@ def compute_statistics(
 
 
 def _sums(split: Any, start: int) -> tuple[int, np.ndarray, np.ndarray]:
-    """Return the number of images of a chunk, their sum and the sum of their pixels' x x^T."""
+    """Return the number of images of a chunk, their sum, and the sum of x x^T over their pixels."""
     stop = min(start + _CHUNK, len(split))
-    total = np.zeros(split[start]['image'].shape, np.uint16)  # enough for 257 images
+    total = np.zeros(split[start]['image'].shape, np.uint16)  # holds the sum of up to 257 images
     products = np.zeros((total.shape[-1],) * 2)
     for index in range(start, stop):
         image = split[index]['image']
@@ -71,9 +72,10 @@ def _sums(split: Any, start: int) -> tuple[int, np.ndarray, np.ndarray]:
 def _products(image: np.ndarray) -> np.ndarray:
     """Return the sum of x x^T over the pixels x of an image, exact: float64 [C, C].
 
-    The products of 256 bytes sum to less than 2^24, which float32 still holds exactly, and matrix
-    products of it are fast; four pixels a row, of which the diagonal blocks count, make them three
-    times as fast as float64 of one (0.20 and 0.63 ms for 256x256x3, Zen 4).
+    A sum of 256 products of two bytes is less than 2^24, which float32 holds exactly. So the sums
+    are float32 matrix products of blocks of 256 rows. With four pixels in a row, of whose product
+    only the diagonal blocks count, this is three times as fast as float64 with one pixel in a row
+    (0.20 and 0.63 ms for 256x256x3, Zen 4).
     """
     channels = image.shape[-1]
     width = _PIXELS * channels
@@ -87,7 +89,7 @@ def _products(image: np.ndarray) -> np.ndarray:
 
 
 def _covariance(sums: np.ndarray, products: np.ndarray, pixels: int) -> np.ndarray:
-    """Return (E[x x^T] - E[x] E[x]^T) in float64, the difference taken in unbounded integers."""
+    """Return E[x x^T] - E[x] E[x]^T in float64; the difference is computed in exact integers."""
     exact_sums, exact_products = sums.astype(object), products.astype(object)
     difference = pixels * exact_products - np.outer(exact_sums, exact_sums)
     return (difference / pixels**2).astype(np.float64)
@@ -100,10 +102,10 @@ def load_or_compute(
     fingerprint: Mapping[str, str | int],
     read_threads: int = 1,
 ) -> Statistics:
-    """Return the statistics of a split from its file in `directory`, or compute and write them.
+    """Return the statistics of a split from their file in `directory`, or compute and save them.
 
-    The file is `statistics_HASH.npz`, the hash that of `fingerprint`, which identifies the
-    examples. Where it cannot be written, one warning says so and the run goes on.
+    The file is `statistics_HASH.npz`, where HASH is that of `fingerprint`, which identifies the
+    examples. If it cannot be written, a warning says so and the run continues.
     """
     identity = json.dumps(dict(fingerprint), sort_keys=True).encode()
     name = f'statistics_{hashlib.sha256(identity).hexdigest()[:16]}.npz'
@@ -115,12 +117,12 @@ def load_or_compute(
     statistics = compute_statistics(split, read_threads)
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **statistics._asdict())
-    temporary = path.with_name(f'{name}.{uuid.uuid4().hex}.tmp')  # other machines write it, too
+    temporary = path.with_name(f'{name}.{uuid.uuid4().hex}.tmp')  # other machines may write it, too
     try:
         temporary.write_bytes(buffer.getvalue())
         temporary.replace(path)
     except OSError as error:
-        _logger.warning('each run computes its statistics: cannot write %s (%s)', path, error)
+        _logger.warning('cannot write %s (%s); each run computes the statistics', path, error)
     return statistics
 
 
@@ -131,5 +133,5 @@ def _load(path: epath.Path) -> Statistics | None:
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        _logger.warning('computing the statistics again: cannot read %s (%s)', path, error)
+        _logger.warning('cannot read %s (%s); the statistics are computed again', path, error)
         return None

@@ -1,9 +1,9 @@
-"""The few collectives that a per-device step may use, by name.
+"""The collectives that a per-device step may use, by name.
 
-A step is written for one device and never mentions an axis; it calls these. On an axis of one
-device each of them is the identity, so the same step runs on one device without communication.
-`jax.shard_map` knows the three axes by name. `jax.pmap` has one axis of all devices, and groups of
-their numbers in place of names.
+A step is written for one device: it calls these collectives and never mentions a mesh axis. On an
+axis of one device each collective is the identity, so the same step runs on one device without
+communication. `jax.shard_map` names the three axes. `jax.pmap` has one axis of all devices, where
+groups of device indices stand for an axis.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ FLAT_AXIS = 'device'
 
 @dataclasses.dataclass(frozen=True)
 class Collectives:
-    """Collectives on a mesh of `data` x `tower` x `shard` devices; the default is one device.
+    """The collectives on a mesh of `data` x `tower` x `shard` devices; by default one device.
 
-    With `flat` they run under `jax.pmap` over `FLAT_AXIS`, the devices in the order of the mesh.
+    With `flat` they run under `jax.pmap` over `FLAT_AXIS`, with the devices in mesh order.
     """
 
     data: int = 1
@@ -36,11 +36,11 @@ class Collectives:
 
     @property
     def model(self) -> int:
-        """Number of devices that hold one copy of the network."""
+        """The number of devices that hold one copy of the network."""
         return self.tower * self.shard
 
     def gather_images(self, images: jax.Array) -> jax.Array:
-        """Bring the rows of the tower's partners together; uint8, forward only. [rows, H, W, C]."""
+        """Gather the images [rows, H, W, C], uint8, of the devices along `tower`; forward only."""
         with jax.named_scope('images'):
             return self._gather(images, ('tower',), axis=0)
 
@@ -49,7 +49,7 @@ class Collectives:
         return self._gather(x, ('tower',), axis=-1)
 
     def join_batch(self, x: jax.Array) -> jax.Array:
-        """Concatenate the shards' rows, from convolutions to fully connected layers."""
+        """Concatenate the shards' rows, between convolutions and fully connected layers."""
         return self._gather(x, ('shard',), axis=0)
 
     def join_features(self, x: jax.Array) -> jax.Array:
@@ -61,10 +61,10 @@ class Collectives:
         return self._gather(x, ('shard',), axis=-1)
 
     def sum_over_model(self, x: jax.Array) -> jax.Array:
-        """Add the partial logits of the devices that share one copy. [rows, classes].
+        """Sum the partial logits [rows, classes] over the devices of one copy.
 
-        Backward nothing is sent: each device has the same gradient of (loss / model), so their sum
-        is `model` times its own.
+        The backward pass sends nothing: each device has the same gradient of (loss / model), so the
+        sum of the gradients is `model` times its own.
         """
 
         @jax.custom_vjp
@@ -75,11 +75,11 @@ class Collectives:
         return total(x)
 
     def sum_gradients(self, gradients: Any, specs: Any) -> Any:
-        """Turn gradients of (local loss / model) into those of the global mean loss.
+        """Reduce gradients of (local loss / model) to those of the global mean loss.
 
         Each gradient is summed over every model axis that its PartitionSpec does not name, then
-        averaged over `data`. The loss must have been divided by `model` and not reduced inside
-        `jax.grad`: without replication checks psum transposes to psum.
+        averaged over `data`. The loss must be divided by `model` and must not be reduced inside
+        `jax.grad`, because without replication checks the transpose of psum is psum.
         """
 
         def reduce(path: Any, gradient: jax.Array, spec: P) -> jax.Array:
@@ -90,7 +90,7 @@ class Collectives:
         return jax.tree_util.tree_map_with_path(reduce, gradients, specs)
 
     def sum_over_parts(self, numbers: Any, specs: Any) -> Any:
-        """Add a number for each parameter over the axes that split it, which its spec names."""
+        """Sum one number per parameter over the mesh axes that split it, as its spec says."""
 
         def over_parts(path: Any, number: jax.Array, spec: P) -> jax.Array:
             with jax.named_scope(_scope('norms', path)):
@@ -103,23 +103,23 @@ class Collectives:
         return lax.pmean(tree, **self._over(('data',))) if self.data > 1 else tree
 
     def sum_over_data(self, tree: Any) -> Any:
-        """Add every leaf over the copies of the network."""
+        """Sum every leaf over the copies of the network."""
         return self._sum(tree, ('data',))
 
     def data_index(self) -> jax.Array:
-        """Index of this device's copy, int32 scalar."""
+        """Return the index of this device's copy, int32 scalar."""
         return self._index('data')
 
     def shard_index(self) -> jax.Array:
-        """Index of this device along `shard`, int32 scalar."""
+        """Return the index of this device along `shard`, int32 scalar."""
         return self._index('shard')
 
     def tower_index(self) -> jax.Array:
-        """Index of this device along `tower`, int32 scalar."""
+        """Return the index of this device along `tower`, int32 scalar."""
         return self._index('tower')
 
     def model_index(self) -> jax.Array:
-        """Position of this device's units in a fully connected layer, int32 scalar."""
+        """Return the index of this device's units in a fully connected layer, int32 scalar."""
         return self._index('tower') * self.shard + self._index('shard')
 
     def _index(self, axis: str) -> jax.Array:
@@ -139,11 +139,11 @@ class Collectives:
         return lax.all_gather(x, axis=axis % x.ndim, tiled=True, **self._over(axes)) if axes else x
 
     def _real(self, axes: Sequence[str]) -> tuple[str, ...]:
-        """Return those of the axes that have more than one device."""
+        """Return the axes that have more than one device."""
         return tuple(a for a in axes if getattr(self, a) > 1)
 
     def _over(self, axes: tuple[str, ...]) -> dict[str, Any]:
-        """Say in the words of `jax.lax` that a collective runs over these axes, in mesh order."""
+        """Return the arguments of a `jax.lax` collective over these axes, in mesh order."""
         if not self.flat:
             return {'axis_name': axes}
         sizes = [getattr(self, a) for a in AXES]
@@ -159,5 +159,5 @@ def _named(spec: P) -> set[str]:
 
 
 def _scope(purpose: str, path: Any) -> str:
-    """Name what is sent for one parameter, 'gradients/conv1/kernel'."""
+    """Return the name scope of a collective for one parameter, as 'gradients/conv1/kernel'."""
     return f'{purpose}/{jax.tree_util.keystr(path, simple=True, separator="/")}'

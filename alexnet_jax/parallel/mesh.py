@@ -1,8 +1,9 @@
-"""Where one copy of the network lives and how many copies there are.
+"""The device mesh: how many copies of the network there are, and how each copy is divided.
 
-Three mesh axes: `data` counts the copies; one copy lies on `tower` x `shard` devices. Along `tower`
-each device holds one tower, as in 2012 (Paper 3.2). Along `shard` the convolutions split the batch
-and the fully connected layers split their weights, as in "One weird trick" (Krizhevsky, 2014).
+The mesh has three axes. `data` counts the copies, and each copy is divided over `tower` x `shard`
+devices. Along `tower` each device holds one tower, as in 2012 (Paper 3.2). Along `shard` the
+convolutions split the batch and the fully connected layers split their weights, as in "One weird
+trick" (Krizhevsky, 2014).
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from alexnet_jax.parallel.collectives import AXES, FLAT_AXIS, Collectives
 from alexnet_jax.runtime.config import PLACE, Rule, Section, field, integer, is_integer, one_of
 from alexnet_jax.runtime.errors import UserError
 
-# Each image goes to one device only; `gather_images` brings a tower's partners together.
+# Each image is sent to one device only; `gather_images` then gathers the images along `tower`.
 IMAGES = P(('data', 'shard', 'tower'))
 LABELS = P('data')
 REPLICATED = P()
@@ -26,10 +27,10 @@ REPLICATED = P()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParallelConfig(Section):
-    """The section `parallel`: where the network lives. It changes no result."""
+    """The section `parallel`: the devices and processes of a run. It changes no result."""
 
     data: int = field(
-        Rule(lambda v: v == -1 or (is_integer(v) and v > 0), '-1 (all) or 1 and more'), role=PLACE
+        Rule(lambda v: v == -1 or (is_integer(v) and v > 0), '-1 (all) or at least 1'), role=PLACE
     )
     model: int = field(one_of(1, 2, 4, 8), role=PLACE)
     backend: str = field(one_of('shard_map', 'pmap'), role=PLACE)
@@ -40,7 +41,10 @@ class ParallelConfig(Section):
 
 
 def select_platform(cpu_devices: int) -> None:
-    """Take the CPU as this many devices, or for 0 what JAX finds. Call it before any use of JAX."""
+    """Use the CPU as this many devices, or for 0 what JAX finds; call this before any use of JAX.
+
+    Raises UserError if JAX is already in use on other devices.
+    """
     if cpu_devices > 0:
         try:
             jax.config.update('jax_platforms', 'cpu')
@@ -48,16 +52,17 @@ def select_platform(cpu_devices: int) -> None:
         except RuntimeError as error:
             if jax.default_backend() != 'cpu' or jax.device_count() < cpu_devices:
                 raise UserError(
-                    f'config.parallel.cpu_devices = {cpu_devices} comes too late, JAX runs already '
-                    f'on {jax.device_count()} {jax.default_backend()} devices; start a new process'
+                    f'config.parallel.cpu_devices = {cpu_devices} comes too late, because JAX '
+                    f'already uses {jax.device_count()} {jax.default_backend()} devices; start a '
+                    'new process'
                 ) from error
 
 
 def make_mesh(config: ParallelConfig, towers: int) -> Mesh:
     """Return the mesh `('data', 'tower', 'shard')` for a network of `towers` towers.
 
-    `model` devices hold one copy, `data` copies (-1: as many as the devices allow).
-    Raises UserError when the devices do not suffice.
+    There are `data` copies (-1: as many as the devices allow), each on `model` devices.
+    Raises UserError if there are too few devices, or if a process would have none.
     """
     data, model, devices = config.data, config.model, jax.devices()
     copies = len(devices) // model if data == -1 else data
@@ -65,7 +70,7 @@ def make_mesh(config: ParallelConfig, towers: int) -> Mesh:
         raise UserError(
             f'config.parallel.data = {data} x parallel.model = {model} needs '
             f'{max(copies, 1) * model} devices and there are {len(devices)}; '
-            f'lower them, or try it on the CPU with '
+            f'lower one of the two, or try it on the CPU with '
             f'--config.parallel.cpu_devices={max(copies, 1) * model}'
         )
     idle = {d.process_index for d in devices} - {d.process_index for d in devices[: copies * model]}
@@ -79,7 +84,7 @@ def make_mesh(config: ParallelConfig, towers: int) -> Mesh:
 
 
 def abstract_mesh(data: int, model: int, towers: int) -> Any:
-    """Return a mesh of any size without devices: a step can be traced on it, not compiled."""
+    """Return a mesh of any size without devices, on which a step can be traced but not compiled."""
     return AbstractMesh(_shape(data, model, towers), AXES)
 
 
@@ -89,12 +94,12 @@ def _shape(copies: int, model: int, towers: int) -> tuple[int, int, int]:
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation_steps: int, field: str) -> None:
-    """Raise UserError unless each device gets equally many rows of each part of the batch."""
+    """Raise UserError unless each part of the batch divides evenly over the devices."""
     parts = mesh.size * accumulation_steps
     if batch_size % parts:
         raise UserError(
             f'config.{field} = {batch_size} must be a multiple of {parts} ({mesh.size} devices x '
-            f'{accumulation_steps} accumulation steps); {-(-batch_size // parts) * parts} is one'
+            f'{accumulation_steps} accumulation steps), such as {-(-batch_size // parts) * parts}'
         )
 
 
@@ -118,11 +123,11 @@ def per_device(
     out_specs: Any,
     donate: tuple[int, ...] = (),
 ) -> Any:
-    """Return `step`, written for one device, as one jitted function of global arrays.
+    """Return `step`, which is written for one device, as one jitted function of global arrays.
 
-    `backend` is that of the step's `collectives`. `check_vma=False`: the gradient rule of
-    `Collectives.sum_gradients` is written for it, and it is what `jax.pmap` uses, so both backends
-    give the same numbers.
+    `backend` is that of the step's `collectives`. `check_vma` is False because
+    `Collectives.sum_gradients` assumes it and because `jax.pmap` works in that way, so that both
+    backends give the same numbers.
     """
     if backend == 'pmap':
         return _Pmapped(step, mesh, in_specs, out_specs, donate)
@@ -133,9 +138,8 @@ def per_device(
 class _Pmapped:
     """A per-device step under `jax.pmap`, called with the global arrays of `jax.shard_map`.
 
-    What `pmap` maps has a leading axis of devices. Two small programs on either side of it put that
-    axis on every device's part and take it off again; where the arrays are donated they copy
-    nothing.
+    The arrays of `pmap` have a leading axis of devices. A small program before it adds that axis to
+    each device's part, and one after it removes the axis; donated arrays are not copied.
     """
 
     def __init__(
@@ -163,11 +167,11 @@ class _Pmapped:
         return self._take_off(jax.tree.map(self._of_all, self.step(*self.put_on(*args))))
 
     def lower(self, *args: Any) -> jax.stages.Lowered:
-        """Lower the step alone; abstract arguments will do."""
+        """Lower the step alone, for concrete or abstract arguments."""
         return self.step.lower(*jax.eval_shape(self.put_on, *args))
 
     def _of_all(self, x: jax.Array) -> jax.Array:
-        """Return what `pmap` gave to the devices of this process as one array of all devices."""
+        """Return an output of `pmap`, which has this process's devices, as one global array."""
         shape = (self._stacked.mesh.size, *x.shape[1:])
         parts = [part.data for part in x.addressable_shards]
         return jax.make_array_from_single_device_arrays(shape, self._stacked, parts)

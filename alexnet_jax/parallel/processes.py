@@ -1,7 +1,7 @@
-"""Several processes that are one run: how they find each other, agree, and end together.
+"""Run several processes as one: how they find each other, agree, and end together.
 
-Every process runs the same command and sees the same global arrays. Process 0 decides what must be
-decided once and writes what must be written once.
+Every process runs the same command and sees the same global arrays. Process 0 makes the decisions
+and writes the files for all of them.
 """
 
 import contextlib
@@ -22,23 +22,23 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from alexnet_jax.parallel.mesh import ParallelConfig
-from alexnet_jax.runtime.errors import UserError, first_line
+from alexnet_jax.runtime.errors import UserError, first_line, print_error
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar('_T')
 
 DETECTIONS = ('off', 'auto', 'slurm', 'k8s', 'tpu', 'mpi4py')
-PEER_LOST = 134  # what a process ends with that jax.distributed aborts
-_FAREWELL_S = 3.0  # process 0 leaves last: its end aborts the others before they can say why
-_PADDING = 1024  # bytes; a text of another length would be another program to compile
-# What a collective says when the other end is gone: Gloo on CPUs, NCCL on GPUs, the service.
+PEER_LOST = 134  # exit code of a process that jax.distributed aborts
+_FAREWELL_S = 3.0  # process 0 ends last, because its end aborts the others before they report
+_PADDING = 1024  # bytes; texts are padded, because each array length needs its own compilation
+# Errors of a collective whose peer is lost: from Gloo on CPUs, NCCL on GPUs, or the coordinator.
 _LOST = re.compile(r'gloo|nccl|connection (reset|closed|refused)|socket closed|coordination', re.I)
 
 
 def check_flags(
     distributed: str, coordinator_address: str, num_processes: int | None, process_id: int | None
 ) -> None:
-    """Raise UserError unless the flags name one way for the processes to find each other."""
+    """Raise UserError unless the flags give one complete way to find the other processes."""
     explicit = {
         '--coordinator_address': coordinator_address or None,
         '--num_processes': num_processes,
@@ -48,8 +48,8 @@ def check_flags(
     missing = [name for name, value in explicit.items() if value is None]
     if given and distributed != 'off':
         raise UserError(
-            f'--distributed={distributed} finds the processes by itself; leave out {given[0]}, '
-            'or --distributed'
+            f'--distributed={distributed} finds the processes by itself; leave out either '
+            f'{given[0]} or --distributed'
         )
     if given and missing:
         raise UserError(f'{given[0]} needs {" and ".join(missing)} as well')
@@ -79,18 +79,18 @@ def connect(
     process_id: int | None,
     wait_on_sigterm: bool,
 ) -> None:
-    """Join the other processes, if the flags name any; call it before any use of a device.
+    """Connect to the other processes, if the flags ask for it; call this before using a device.
 
     Args:
-      config: how long to wait for all of them at the start (`initialization_timeout_s`), for a sign
-        of life of each (`heartbeat_timeout_s`) and for the others at the end.
-      distributed: 'off', or who knows the processes: a launcher of that name, or with 'auto' the
-        one that JAX finds.
-      coordinator_address, num_processes, process_id: the processes themselves, in place of that.
-      wait_on_sigterm: SIGTERM does not end the process: `reached_preemption_sync_point` tells.
+      config: how long to wait for all processes at the start (`initialization_timeout_s`), for a
+        heartbeat of each (`heartbeat_timeout_s`), and for the others at the end.
+      distributed: the launcher that knows the processes, 'auto' for the one that JAX finds, or
+        'off'.
+      coordinator_address, num_processes, process_id: the processes themselves, without a launcher.
+      wait_on_sigterm: SIGTERM does not end the process; `reached_preemption_sync_point` reports it.
 
-    Raises UserError when the flags contradict each other, no launcher is found or the others cannot
-    be joined. Ends the process with `PEER_LOST` when not all come in time.
+    Raises UserError if the flags contradict each other, no launcher is found or the connection
+    fails. Ends the process with `PEER_LOST` if not all processes connect in time.
     """
     check_flags(distributed, coordinator_address, num_processes, process_id)
     if distributed == 'off' and not coordinator_address:
@@ -100,7 +100,7 @@ def connect(
         _require_free_port(int(coordinator_address.rpartition(':')[2]))
     jax.config.update('jax_enable_preemption_service', wait_on_sigterm)
     limit_s = config.initialization_timeout_s
-    _logger.info('waiting for all processes %s, %d s at most', where, limit_s)
+    _logger.info('waiting for all processes %s for at most %d s', where, limit_s)
     try:
         with (
             _without_proxies(),
@@ -116,7 +116,7 @@ def connect(
                 heartbeat_timeout_seconds=config.heartbeat_timeout_s,
                 shutdown_timeout_seconds=config.shutdown_timeout_s,
             )
-    except Exception as error:  # of gRPC, of a launcher's client; JAX has no type for them
+    except Exception as error:  # of gRPC or a launcher's client, without a common type
         raise UserError(
             f'the processes cannot meet {where} ({first_line(error)}); {_REMEDY[distributed]}'
         ) from error
@@ -124,7 +124,7 @@ def connect(
     counts = [devices.count(process) for process in range(jax.process_count())]
     if len(set(counts)) > 1:
         raise UserError(
-            f'the processes have {counts} devices; give each the same number, as with '
+            f'the processes have {counts} devices; give each the same number, for example with '
             '--config.parallel.cpu_devices'
         )
     if jax.process_index() > 0:
@@ -133,16 +133,16 @@ def connect(
 
 _REMEDY = {
     'off': 'start each with its own --process_id, and 0 on the host of --coordinator_address',
-    'auto': 'JAX finds no launcher here; for one process leave the flag out',
-    'slurm': 'start them by srun',
-    'k8s': "start them in pods of one job, with pip install 'jax[k8s]'",
+    'auto': 'JAX finds no launcher here; for one process leave out --distributed',
+    'slurm': 'start them with srun',
+    'k8s': "start them in pods of one job, after pip install 'jax[k8s]'",
     'tpu': 'start them on the hosts of a TPU',
-    'mpi4py': 'start them by mpirun, with pip install mpi4py',
+    'mpi4py': 'start them with mpirun, after pip install mpi4py',
 }
 
 
 def _method(distributed: str) -> str | None:
-    """Return JAX's name of a launcher."""
+    """Return JAX's name for a launcher."""
     if distributed == 'tpu':
         gke = {'TPU_WORKER_HOSTNAMES', 'TPU_PROCESS_ADDRESSES'} & os.environ.keys()
         return 'gketpu' if gke else 'gcetpu'
@@ -151,7 +151,7 @@ def _method(distributed: str) -> str | None:
 
 
 def _require_free_port(port: int) -> None:
-    """Raise UserError when the port is taken: jaxlib 0.10.2 would crash."""
+    """Raise UserError if the port is in use, where jaxlib 0.10.2 would crash."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     try:
@@ -160,20 +160,18 @@ def _require_free_port(port: int) -> None:
         reason = os.strerror(error.errno or 0)
         raise UserError(
             f'port {port} of --coordinator_address cannot be opened here ({reason}); '
-            'choose another one for all processes'
+            'choose another port for all processes'
         ) from error
 
 
 @contextlib.contextmanager
 def _deadline(where: str, limit_s: int) -> Iterator[None]:
-    """End this process when what is inside takes longer; JAX would abort without a reason."""
+    """End this process if the body takes longer than `limit_s`; JAX would abort with no reason."""
 
     def end() -> None:
-        print(
-            f'error: not all processes came {where} in {limit_s} s '
-            '(config.parallel.initialization_timeout_s); look at the output of each',
-            file=sys.stderr,
-            flush=True,
+        print_error(
+            f'not all processes connected {where} within {limit_s} s '
+            '(config.parallel.initialization_timeout_s); look at the output of each process'
         )
         os._exit(PEER_LOST)
 
@@ -188,7 +186,7 @@ def _deadline(where: str, limit_s: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_proxies() -> Iterator[None]:
-    """Hide the proxies of the environment: through one the processes would never meet."""
+    """Hide the environment's proxies, through which the processes would never connect."""
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if '_proxy' in name.lower()}
     try:
         yield
@@ -207,9 +205,9 @@ def _silent(name: str) -> Iterator[None]:
 
 
 def from_first(make: Callable[[], _T]) -> _T:
-    """Return in every process what `make` returns in process 0, a JSON value.
+    """Call `make` in process 0, and return its result, a JSON value, in every process.
 
-    A UserError of process 0 is raised in every process.
+    A UserError raised in process 0 is raised in every process.
     """
     if jax.process_count() == 1:
         return make()
@@ -228,14 +226,14 @@ def from_first(make: Callable[[], _T]) -> _T:
 
 
 def same_arrays(tree: _T) -> _T:
-    """Return process 0's arrays, of the same shapes in every process, as NumPy arrays."""
+    """Return process 0's arrays in every process; their shapes must be the same in all."""
     return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree
 
 
 def require_same(facts: Mapping[str, Any]) -> None:
     """Raise UserError in every process, naming the first fact that is not the same in all.
 
-    `facts` is flat and JSON.
+    `facts` is a flat mapping of JSON values.
     """
     if jax.process_count() == 1:
         return
@@ -253,44 +251,45 @@ def require_same(facts: Mapping[str, Any]) -> None:
 
 
 def wait_for_all(where: str) -> None:
-    """Wait until every process is here."""
+    """Wait until every process has reached this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
 
 
 def whole(array: jax.Array) -> np.ndarray:
-    """Return all of an array, also of one that is spread over processes; all call it alike."""
+    """Return the whole of an array, even if it is spread over processes; all must call this."""
     spread = isinstance(array, jax.Array) and not array.is_fully_addressable
     return multihost_utils.process_allgather(array, tiled=True) if spread else np.asarray(array)
 
 
 def end_all(error: BaseException) -> NoReturn:
-    """End this process so that the others end too, the reason on standard error.
+    """Print the error and end this process, so that the other processes end, too.
 
-    A UserError is one line and exit code 2, the loss of another process one line and `PEER_LOST`,
-    any other error a traceback and 1. A single process raises that.
+    A UserError prints one line and has exit code 2; the loss of another process prints one line and
+    has exit code `PEER_LOST`; any other error prints a traceback and has exit code 1, and in a
+    single process it is raised again.
     """
     if isinstance(error, UserError):
-        print(f'error: {error}', file=sys.stderr)
+        print_error(error)
         leave(2)
     if not jax.distributed.is_initialized():
         raise error
     if is_lost_peer(error):
-        line = f'error: another process was lost, its own output says why ({first_line(error)})'
-        print(line, file=sys.stderr)
+        line = f'another process was lost; its output says why ({first_line(error)})'
+        print_error(line)
         leave(PEER_LOST)
     traceback.print_exception(error)
     leave(1)
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Say whether an error is that of a collective or a barrier whose other end is gone."""
+    """Say whether an error comes from a collective or a barrier because a process was lost."""
     of_runtime = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
     return jax.distributed.is_initialized() and of_runtime and bool(_LOST.search(str(error)))
 
 
 def leave(code: int) -> NoReturn:
-    """End this process, of several without waiting for the others."""
+    """End this process; if there are several, do not wait for the others."""
     if not jax.distributed.is_initialized():
         sys.exit(code)
     sys.stdout.flush()
@@ -299,14 +298,14 @@ def leave(code: int) -> NoReturn:
 
 
 def end_now(code: int) -> NoReturn:
-    """End this process from any thread, whatever the others do; of several, process 0 last."""
+    """End this process at once, from any thread; with several processes, process 0 ends last."""
     if jax.distributed.is_initialized() and jax.process_index() == 0:
         time.sleep(_FAREWELL_S)
     os._exit(code)
 
 
 def _pad(text: bytes, length: int) -> np.ndarray:
-    """Return the text as uint8, in whole multiples of the padding that hold `length`."""
+    """Return the text as uint8, padded to a multiple of `_PADDING` that holds `length`."""
     padded = np.zeros(-(-int(length) // _PADDING) * _PADDING, np.uint8)
     padded[: len(text[: len(padded)])] = np.frombuffer(text[: len(padded)], np.uint8)
     return padded

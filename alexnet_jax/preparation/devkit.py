@@ -1,4 +1,4 @@
-"""The development kit of ILSVRC-2010: which synset each of its numbers means, and the answers."""
+"""Read the development kit of ILSVRC-2010: the synset of each class number, and the answers."""
 
 import io
 import os
@@ -16,12 +16,13 @@ def read_devkit(path: str | os.PathLike, num_classes: int = 1000) -> tuple[list[
     """Return the synset of each ILSVRC2010_ID, from 1 on, and the text of the validation answers.
 
     `path` is `ILSVRC2010_devkit-1.0.tar.gz`. Its `data/meta.mat` has 1,676 structs `synsets`, each
-    with a number and a WordNet id: the first 1,000 numbers are the classes, the others their
-    ancestors (its readme.txt). The numbers are not in the order of the WordNet ids.
+    with a number and a WordNet id. The first 1,000 numbers are the classes and the others their
+    ancestors (see the kit's readme.txt). The numbers are not in the order of the WordNet ids.
 
-    Raises UserError when it cannot be read or does not hold that.
+    Raises UserError if the file cannot be read or has other contents.
     """
-    import scipy.io  # a fifth of the time that a worker takes to start, which does not need it
+    # Imported here, because it takes a fifth of the start of a worker, which does not need it.
+    import scipy.io
 
     files = _members(path)
     try:
@@ -32,19 +33,19 @@ def read_devkit(path: str | os.PathLike, num_classes: int = 1000) -> tuple[list[
         synsets = {int(number): str(name) for number, name in zip(numbers, names, strict=True)}
         classes = [synsets[number] for number in range(1, num_classes + 1)]
         answers = files[_ANSWERS].decode()
-    except Exception as error:  # scipy raises all kinds for what is no MATLAB file
+    except Exception as error:  # scipy raises errors of many types for other files
         reason = f'{type(error).__name__}: {first_line(error)}'
         raise UserError(
             f'{os.fspath(path)} is not the development kit of ILSVRC-2010 ({reason}); '
             f'download it again'
         ) from error
     if len(set(classes)) != num_classes:
-        raise UserError(f'{os.fspath(path)} gives one synset two numbers; download it again')
+        raise UserError(f'{os.fspath(path)} has a synset with two numbers; download it again')
     return classes, answers
 
 
 def _members(path: str | os.PathLike) -> dict[str, bytes]:
-    """Return the bytes of the two files that are needed, in whatever folder of the archive."""
+    """Return the bytes of the two files that are needed, from any folder of the archive."""
     found = {}
     try:
         with tarfile.open(path) as tar:
@@ -62,13 +63,13 @@ def _members(path: str | os.PathLike) -> dict[str, bytes]:
 
 
 def parse_answers(text: str, path: str | os.PathLike, synsets: Sequence[str]) -> list[str]:
-    """Return the synset of each image, in the order of the images' numbers: a number is a line."""
+    """Return the synset of each image from the class numbers in `text`, one per image, in order."""
     try:
         numbers = [int(line) for line in text.split()]
     except ValueError as error:
         raise UserError(f'{os.fspath(path)}: {error}; download it again') from error
     if not all(0 < number <= len(synsets) for number in numbers):
         raise UserError(
-            f'{os.fspath(path)} has answers beyond 1 to {len(synsets)}; download it again'
+            f'{os.fspath(path)} has answers that are not 1 to {len(synsets)}; download it again'
         )
     return [synsets[number - 1] for number in numbers]

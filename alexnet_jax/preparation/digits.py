@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as a data set: real images that come with a package."""
+"""Prepare scikit-learn's handwritten digits, real images that come with a Python package."""
 
 from typing import Any
 
@@ -11,8 +11,9 @@ from alexnet_jax.preparation.records import write_dataset
 def prepare_digits(data_dir: epath.PathLike) -> epath.Path:
     """Write scikit-learn's 1,797 handwritten digits, 8x8 pixels, as the data set `digits` 1.0.0.
 
-    1,437 for training and 360 for testing, every class in proportion in both; pixel values v of
-    0..16 become round(v * 255 / 16). Returns the directory; raises as `write_dataset` does.
+    There are 1,437 for training and 360 for testing, with the same proportions of the classes.
+    Pixel values v of 0 to 16 become round(v * 255 / 16). Returns the directory; raises the errors
+    of `write_dataset`.
     """
     from sklearn import datasets, model_selection  # slow to import, and training never needs it
 

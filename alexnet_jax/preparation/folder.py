@@ -1,4 +1,4 @@
-"""Own photographs as a data set: folders named for the classes, on disk or in a tar."""
+"""Prepare photographs of one's own from folders named after the classes, on disk or in a tar."""
 
 import bz2
 import gzip
@@ -42,27 +42,31 @@ def prepare_folder(
 ) -> epath.Path:
     """Write the data set NAME 1.0.0 from a folder or a tar and return its directory.
 
-    The source holds `train/CLASS/*` and `test/CLASS/*` (or `validation`, `val`), or one level
-    `CLASS/*`, which `eval_fraction` divides; folders around them with nothing beside them are
-    passed over. Classes and examples are sorted by name. JPEG and PNG, by suffix; other files, and
-    links that leave the source, are named in the report. Nothing is extracted; a compressed tar,
-    in which nothing can be found by place, is unpacked to a temporary tar beside the output.
+    The source has `train/CLASS/*` and `test/CLASS/*` (or `validation`, `val`), or only `CLASS/*`,
+    which `eval_fraction` divides into splits. Outer folders that contain nothing else are ignored.
+    Classes and examples are sorted by name. Images are recognised by the suffixes of JPEG and PNG;
+    the report names all other files and the links that leave the source. Nothing is extracted,
+    except that a compressed tar, which has no random access, is decompressed to a temporary tar
+    beside the output.
 
     Args:
       data_dir, encoding, workers, skip_broken: as in `photographs.write_photographs`.
-      source: a folder, or a tar, `.tar.xz`, `.tar.gz` or `.tar.bz2`.
-      name: of the data set: lower-case letters, digits and underscores, a letter first.
-      size: shorter side and crop; 0 keeps the images, which must all have one size.
-      eval_fraction: of each class, the part for `test` where no folder says; 0: no test split.
-      seed: of that choice.
+      source: a folder, or a `.tar`, `.tar.xz`, `.tar.gz` or `.tar.bz2`.
+      name: name of the data set: lower-case letters, digits and underscores, a letter first.
+      size: length of the shorter side and of the crop; 0 keeps the images, which must then all have
+        the same size.
+      eval_fraction: fraction of each class for the split `test`, if there are no folders of splits;
+        0 makes no test split.
+      seed: seed of that choice.
 
     Raises UserError for a source or a name that cannot be used, and as `write_photographs` does.
     """
     if not re.fullmatch('[a-z][a-z0-9_]*', name):
-        raise UserError(f'--name={name!r} must be of a-z, 0-9 and _, with a letter first')
+        raise UserError(f'--name={name!r} must consist of a-z, 0-9 and _, with a letter first')
     if size < 0 or not 0 <= (eval_fraction or 0) < 1:
         raise UserError(
-            f'--size={size} must not be negative and --eval_fraction={eval_fraction} be in [0, 1)'
+            f'--size={size} must be at least 0, and --eval_fraction={eval_fraction} at least 0 and '
+            'below 1'
         )
     path = os.fspath(source)
     if os.path.splitext(path)[1] in _OPEN and not os.path.isdir(path):
@@ -90,13 +94,13 @@ def prepare_folder(
         workers=workers,
         skip_broken=skip_broken,
     )
-    if path != os.fspath(source):  # kept after an error, for the next run
+    if path != os.fspath(source):  # after an error it is kept for the next run
         os.remove(path)
     return directory
 
 
 def find(path: str) -> tuple[list[Found], list[tuple[str, str]]]:
-    """Return the images of a folder or an uncompressed tar, and what else is there."""
+    """Return the images of a folder or an uncompressed tar, and (kind, name) of other files."""
     if os.path.isdir(path):
         found, ignored = _in_folder(path)
     elif os.path.isfile(path) and not path.endswith('.tar'):
@@ -115,7 +119,7 @@ def _is_image(name: str) -> bool:
 
 
 def _in_folder(root: str) -> tuple[list[Found], list[tuple[str, str]]]:
-    """Return the files below a folder, and the links that leave it, which are not followed."""
+    """Return the files below a folder, and the links out of it, which are not followed."""
     found, ignored = [], []
     real_root = os.path.realpath(root)
     for folder, folders, files in os.walk(root, onerror=_cannot_list):  # follows no linked folder
@@ -134,13 +138,15 @@ def _in_folder(root: str) -> tuple[list[Found], list[tuple[str, str]]]:
 
 
 def _cannot_list(error: OSError) -> None:
-    raise UserError(f'cannot list {error.filename} ({error.strerror})') from error
+    raise UserError(
+        f'cannot list {error.filename} ({error.strerror}); make it readable, or move it away'
+    ) from error
 
 
 def _unpack(path: str, directory: epath.Path) -> str:
-    """Decompress a tar to DIRECTORY/source_HASH.tar and return that; a whole one is taken as it is.
+    """Decompress a tar to DIRECTORY/source_HASH.tar, unless that exists, and return its path.
 
-    The hash is of the archive's place, size and time.
+    HASH is that of the archive's path, size and modification time.
     """
     try:
         stat = os.stat(path)
@@ -150,7 +156,7 @@ def _unpack(path: str, directory: epath.Path) -> str:
             return os.fspath(target)
         directory.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f'{target.name}.{os.getpid()}.tmp')
-        print(f'unpacking {path} to {target}, for as long as it is needed')
+        print(f'decompressing {path} to {target}, which is removed at the end')
         try:
             opened: Any = _OPEN[os.path.splitext(path)[1]](path)
             with opened, open(temporary, 'wb') as copy:
@@ -160,7 +166,10 @@ def _unpack(path: str, directory: epath.Path) -> str:
             temporary.unlink(missing_ok=True)
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, 'strerror', None) or str(error)
-        raise UserError(f'cannot unpack {path} to {directory} ({reason})') from error
+        raise UserError(
+            f'cannot decompress {path} to {directory} ({reason}); download it again, or decompress '
+            'it yourself and name the tar'
+        ) from error
     return os.fspath(target)
 
 
@@ -168,11 +177,11 @@ def _splits(
     source: str, found: Sequence[Found], eval_fraction: float | None, seed: int
 ) -> tuple[dict[str, list[Item]], list[str]]:
     """Return the examples of each split, and the classes."""
-    layout = 'it must hold train/CLASS/* and test/CLASS/*, or CLASS/*, of JPEG or PNG images'
+    layout = 'it must contain train/CLASS/* and test/CLASS/*, or CLASS/*, of JPEG or PNG images'
     if not found:
-        raise UserError(f'{source} holds no image; {layout}')
+        raise UserError(f'{source} contains no image; {layout}')
     parts = {entry.name: entry.name.split('/') for _, entry in found}
-    above = 0  # folders around all of it
+    above = 0  # number of outer folders, which contain all images
     while len({tuple(p[: above + 1]) for p in parts.values()}) == 1:
         if (
             min(map(len, parts.values())) - above < 3
@@ -184,22 +193,27 @@ def _splits(
     has_splits = all(p[0] in _SPLITS for p, _, _ in examples)
     for p, _, entry in examples:
         if len(p) != 2 + has_splits:
-            raise UserError(f'{source} holds {entry.name}; {layout}')
+            raise UserError(f'{source} contains {entry.name}; {layout}')
     classes = sorted({p[-2] for p, _, _ in examples})
     splits: dict[str, list[Item]] = {}
     for p, file, entry in examples:
         item = Item(file, entry, classes.index(p[-2]))
         splits.setdefault(p[0] if has_splits else 'train', []).append(item)
     if 'train' not in splits:
-        raise UserError(f'{source} holds {", ".join(splits)} and no train folder; {layout}')
+        raise UserError(f'{source} contains {", ".join(splits)} but no train folder; {layout}')
     unknown = set(range(len(classes))) - {item.label for item in splits['train']}
     if unknown:
         names = ', '.join(classes[label] for label in sorted(unknown))
         raise UserError(f'{source} has no training images of {names}; add some')
     if len(splits) > 1 and eval_fraction is not None:
-        raise UserError(f'{source} has a {next(iter(splits))} folder: leave --eval_fraction away')
+        raise UserError(
+            f'{source} has folders for {" and ".join(splits)}; leave out --eval_fraction'
+        )
     if len(splits) == 1 and eval_fraction is None:
-        raise UserError(f'{source} has no test folder; say how much to keep: --eval_fraction=0.1')
+        raise UserError(
+            f'{source} has no test folder; say which fraction of the images to test on, for '
+            'example --eval_fraction=0.1'
+        )
     if len(splits) == 1 and eval_fraction:
         splits = _divide(source, splits['train'], eval_fraction, seed)
     return dict(sorted(splits.items(), key=lambda split: _SPLITS.index(split[0]))), classes
@@ -208,7 +222,7 @@ def _splits(
 def _divide(
     source: str, items: Sequence[Item], eval_fraction: float, seed: int
 ) -> dict[str, list[Item]]:
-    """Return train and test, the fraction taken from each class by chance, both in order."""
+    """Return the splits train and test, in order; the fraction of each class is drawn at random."""
     chosen: set[Item] = set()
     for label in sorted({item.label for item in items}):
         of_class = [item for item in items if item.label == label]
@@ -219,5 +233,8 @@ def _divide(
         'test': [item for item in items if item in chosen],
     }
     if not all(splits.values()):
-        raise UserError(f'--eval_fraction={eval_fraction} of {len(items)} images leaves none apart')
+        raise UserError(
+            f'--eval_fraction={eval_fraction} of {len(items)} images leaves one split empty; '
+            'choose another fraction, or 0 for no test split'
+        )
     return splits

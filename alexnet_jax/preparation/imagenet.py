@@ -1,4 +1,4 @@
-"""ImageNet, ILSVRC-2012 and ILSVRC-2010, from the original archives, read where they lie."""
+"""Prepare ImageNet, ILSVRC-2012 or ILSVRC-2010, from its archives without extracting them."""
 
 import itertools
 import os
@@ -17,26 +17,26 @@ from alexnet_jax.runtime.errors import UserError
 SIZE = 256  # Paper 2
 
 _DEVKIT, _TEST_ANSWERS = 'ILSVRC2010_devkit-1.0.tar.gz', 'ILSVRC2010_test_ground_truth.txt'
-_PATCH = 'patch_images.tar'  # of 2010, where it is there
+_PATCH = 'patch_images.tar'  # of 2010, optional
 
 
 class Archive(NamedTuple):
-    """An original archive: its name and what is in it."""
+    """An original archive: its name and its contents."""
 
     file: str
     images: int
-    size: int = 0  # in bytes, where it is known
+    size: int = 0  # in bytes; 0 if it is not known
 
 
 class Edition(NamedTuple):
-    """What one year's challenge consists of, and the data set that is made of it."""
+    """The files of one year's challenge, and the data set that is made from them."""
 
-    # Of 2012, the classes, labels and splits of 5.1 of tfds; the images are another thing: 256
-    # pixels. tfds has no builder of 2010.
+    # For 2012 this is 5.1, as in tfds, with its classes, labels and splits, and 256 for the size of
+    # the images, which differs. tfds has no builder for 2010.
     version: str
     description: str
     archives: Mapping[str, Archive]  # of each split
-    others: tuple[str, ...] = ()  # files that are needed besides
+    others: tuple[str, ...] = ()  # other files that are needed
 
 
 EDITIONS = {
@@ -73,26 +73,26 @@ def prepare_imagenet(
 ) -> epath.Path:
     """Write the data set `imagenet2012` or `imagenet2010` from `source`; return its directory.
 
-    Nothing is extracted: an index of the archives says where each JPEG lies. Classes are the 1,000
-    synsets, sorted, and the order of the examples is that of the names; training shuffles.
+    Nothing is extracted: an index of the archives has the position of each JPEG. The classes are
+    the 1,000 synsets, sorted, and the examples are sorted by name; training shuffles them.
 
-    2012 is made from two archives, or from a tfds `imagenet2012` that is stored as ArrayRecord,
-    whose order is kept; tfds itself encodes its one PNG and its 22 CMYK files anew.
+    2012 is made from two archives, or from a tfds `imagenet2012` that is stored as ArrayRecord. The
+    order of the latter is kept; tfds encodes the data set's one PNG and its 22 CMYK files again.
 
     2010 (Paper Table 1) is made from three archives, the development kit and the answers of the
-    test. Where `patch_images.tar` lies beside them, its images take the place of those that are
-    blank in the archives. Names, numbers and counts are those of the kit (readme.txt, meta.mat),
-    the gzip and the patch those of the converter in github.com/mila-iqia/fuel: the archives
-    themselves were not at hand when this was written, so folders within them are passed over.
+    test set. If `patch_images.tar` is beside them, its images replace those that are blank in the
+    archives. The names, numbers and counts are those of the kit (readme.txt, meta.mat); the gzipped
+    image and the patch are known from the converter in github.com/mila-iqia/fuel. The archives
+    themselves were not available when this was written, so the folders inside them are ignored.
 
     Args:
       data_dir, encoding, workers, skip_broken: as in `photographs.write_photographs`.
       source: the folder of the archives, or the directory of the tfds data set.
       year: a key of `EDITIONS`.
-      allow_subset: accept archives with fewer images.
+      allow_subset: whether to accept archives with fewer images.
 
-    Raises UserError for a missing or damaged archive, a name that does not belong there, a wrong
-    number of files, and as `photographs.write_photographs` does.
+    Raises UserError for a missing or damaged archive, an unexpected name or number of files, and as
+    `photographs.write_photographs` does.
     """
     edition = EDITIONS[year]
     settings: dict[str, Any] = {'source': os.fspath(source), 'size': SIZE, 'encoding': encoding}
@@ -100,7 +100,10 @@ def prepare_imagenet(
     ignored = []
     if tfds_imagenet.is_dataset(source):
         if year != 2012:
-            raise UserError(f'{os.fspath(source)} is a data set of tfds, which has 2012 only')
+            raise UserError(
+                f'{os.fspath(source)} is a data set of tfds, which has only 2012; name the folder '
+                'of the archives with --source'
+            )
         synsets = _lines('labels.txt')
         splits, others = tfds_imagenet.find_records(source, list(edition.archives), synsets)
         ignored = [('split', name) for name in others]
@@ -148,7 +151,7 @@ def _check_count(
     path = os.path.join(source, archive.file)
     sizes = ''
     if os.path.exists(path) and archive.size:
-        sizes = f' (it has {os.path.getsize(path)} bytes, the original {archive.size})'
+        sizes = f' (it has {os.path.getsize(path)} bytes, and the original has {archive.size})'
     raise UserError(
         f'{path if os.path.exists(path) else source} has {found} {what}, not {expected}{sizes}; '
         f'download it again, or accept fewer with --allow_subset'
@@ -179,7 +182,7 @@ def _in_archives(
         prefix = f'ILSVRC{year}_{"val" if split == "validation" else split}'
         if len(synset_of) != found[split].images:
             raise UserError(
-                f'{os.fspath(source)}: there are {len(synset_of)} answers for {split} and not '
+                f'{os.fspath(source)} has {len(synset_of)} answers for {split}, not '
                 f'{found[split].images}; download {" and ".join(EDITIONS[year].others)} again'
             )
         answered = [labels[synset] for synset in synset_of]
@@ -201,15 +204,17 @@ def _train(source: str | os.PathLike, archive: Archive, synsets: Sequence[str]) 
     for inner in tqdm.tqdm(inners, archive.file, len(labels), unit=' synsets', disable=None):
         name = _base(inner.name)
         if name not in labels:
-            raise _foreign(path, inner.name, 'the tar of one of the synsets')
+            raise _unexpected(path, inner.name, 'is not the tar of a synset')
         if name in found:
-            raise _foreign(path, inner.name, 'there once only')
+            raise _unexpected(path, inner.name, 'occurs twice')
         found.add(name)
         label = labels[name]
         for entry in archives.tar_entries(path, inner.offset, inner.size):
             entry = entry._replace(name=_base(entry.name))
             if not re.fullmatch(rf'{synsets[label]}_\w+\.JPEG', entry.name):
-                raise _foreign(path, f'{inner.name}/{entry.name}', 'an image of that synset')
+                raise _unexpected(
+                    path, f'{inner.name}/{entry.name}', 'is not an image of that synset'
+                )
             items.append(Item(archive.file, entry, label))
     return _sorted(path, items)
 
@@ -224,15 +229,17 @@ def _numbered(
         entry = entry._replace(name=_base(entry.name))
         match = re.fullmatch(rf'{prefix}_(\d{{8}})\.JPEG', entry.name)
         if not match or not 0 < int(match[1]) <= len(labels):
-            raise _foreign(path, entry.name, f'an image {prefix}_N.JPEG, N up to {len(labels)}')
+            raise _unexpected(
+                path, entry.name, f'is not an image {prefix}_N.JPEG with N up to {len(labels)}'
+            )
         items.append(Item(archive.file, entry, labels[int(match[1]) - 1]))
     return _sorted(path, items)
 
 
 def _patch(path: str, splits: dict[str, list[Item]]) -> tuple[list[str], list[str]]:
-    """Put the images of `patch_images.tar` in the place of their namesakes.
+    """Replace images by those of the same name in `patch_images.tar`.
 
-    Return the names of those, and of the images of the patch that have no namesake.
+    Returns the names of the images that were replaced, and of those in the patch that are not used.
     """
     entries = (e._replace(name=_base(e.name)) for e in archives.tar_entries(path))
     patch = {entry.name: entry for entry in entries if entry.name.endswith('.JPEG')}
@@ -253,9 +260,9 @@ def _sorted(path: str, items: list[Item]) -> list[Item]:
     items.sort(key=lambda item: item.entry.name)
     for before, item in itertools.pairwise(items):
         if before.entry.name == item.entry.name:
-            raise _foreign(path, item.entry.name, 'there once only')
+            raise _unexpected(path, item.entry.name, 'occurs twice')
     return items
 
 
-def _foreign(path: str, member: str, expected: str) -> UserError:
-    return UserError(f'{path}: its member {member!r} is not {expected}; download it again')
+def _unexpected(path: str, member: str, problem: str) -> UserError:
+    return UserError(f'{path}: its member {member!r} {problem}; download it again')

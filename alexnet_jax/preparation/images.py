@@ -1,4 +1,4 @@
-"""Decode photographs strictly and bring them to the paper's size (Paper 2)."""
+"""Decode photographs strictly and resize them as the paper does (Paper 2)."""
 
 import gzip
 import io
@@ -10,7 +10,7 @@ from PIL import Image
 
 from alexnet_jax.runtime.errors import first_line
 
-_FORMATS = {'JPEG': 'JPEG', 'MPO': 'JPEG', 'PNG': 'PNG'}  # MPO: a JPEG with further ones behind it
+_FORMATS = {'JPEG': 'JPEG', 'MPO': 'JPEG', 'PNG': 'PNG'}  # MPO: a JPEG followed by more
 _SUFFIXES = {'jpg': 'JPEG', 'jpeg': 'JPEG', 'png': 'PNG'}
 _MODES = {'CMYK': 'CMYK', 'L': 'grayscale', '1': 'grayscale', 'P': 'palette'}
 _MODES |= {'LA': 'transparency', 'RGBA': 'transparency'}
@@ -18,11 +18,11 @@ _MODES |= {'LA': 'transparency', 'RGBA': 'transparency'}
 _GZIP = b'\x1f\x8b'
 
 MAX_BYTES = 64 * 1024**2  # of a file; the largest of ImageNet has 15 MB
-MAX_PIXELS = 89_478_485  # what Pillow warns about: 256 MiB at three bytes a pixel
+MAX_PIXELS = 89_478_485  # Pillow's limit for a warning: 256 MiB at three bytes a pixel
 
 
 class Unreadable(Exception):
-    """An image that cannot be used: `kind` is 'broken' or 'too large', the text says why."""
+    """An image that cannot be used; `kind` is 'broken' or 'too large', and the message says why."""
 
     def __init__(self, kind: str, reason: str):
         super().__init__(reason)
@@ -32,16 +32,17 @@ class Unreadable(Exception):
 def decode(
     data: bytes, name: str = '', *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, list[str]]:
-    """Return the whole image as RGB, and the kinds of what was odd about it.
+    """Return the whole image as RGB, and a list of what was unusual about it.
 
-    JPEG and PNG only. CMYK, grayscale and palettes are converted, transparency is dropped, the
-    EXIF orientation is ignored (as in 2012). A file within gzip is taken out of it: ILSVRC-2010 has
-    one, n02487347_1956.JPEG. The kinds are 'CMYK', 'grayscale', 'palette', 'transparency', 'gzip'
-    and, where `name` ends otherwise than the format, such as 'PNG named JPEG'.
+    Only JPEG and PNG are decoded. CMYK, grayscale and palettes are converted, transparency is
+    dropped, and the EXIF orientation is ignored (as in 2012). A gzipped file is decompressed:
+    ILSVRC-2010 has one, n02487347_1956.JPEG. The list may have 'CMYK', 'grayscale', 'palette',
+    'transparency', 'gzip' and, if the suffix of `name` names another format, for example 'PNG named
+    JPEG'.
 
     Raises Unreadable: 'too large' for more than `max_bytes` or, before anything is decoded, more
-    than `max_pixels`; 'broken' for what is no image, is cut short or has 16 bits a channel.
-    libjpeg mends damage in the middle of a file in silence: that is not noticed.
+    than `max_pixels`; 'broken' for a file that is not an image, is truncated or has 16 bits per
+    channel. libjpeg silently repairs damage in the middle of a file, which is not detected.
     """
     odd = []
     if data[:2] == _GZIP:
@@ -50,7 +51,7 @@ def decode(
         raise Unreadable('too large', f'{len(data)} bytes')
     try:
         with warnings.catch_warnings():
-            # About damaged EXIF data, which is not used, and about sizes, which are checked here.
+            # Pillow warns of damaged EXIF data, which is not used, and of sizes, checked below.
             warnings.simplefilter('ignore')
             image = Image.open(io.BytesIO(data), formats=('JPEG', 'PNG'))
             if image.width * image.height > max_pixels:
@@ -60,7 +61,7 @@ def decode(
         raise Unreadable('too large', 'more than twice the pixels that Pillow opens') from error
     except Image.UnidentifiedImageError as error:
         raise Unreadable('broken', 'neither JPEG nor PNG') from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow raises all of them
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow raises any of these
         raise Unreadable('broken', first_line(error)) from error
     format = _FORMATS[image.format or '']
     expected = _SUFFIXES.get(name.rpartition('.')[2].lower(), format)
@@ -71,13 +72,13 @@ def decode(
     if image.mode not in _MODES:
         raise Unreadable('broken', f'Pillow mode {image.mode}, not 8 bits a channel')
     odd.append(_MODES[image.mode])
-    if image.mode == 'P':  # its transparency has no meaning without alpha
+    if image.mode == 'P':  # via RGBA, so that the palette's transparency is understood
         image = image.convert('RGBA')
     return image.convert('RGB'), odd
 
 
 def _unzip(data: bytes, max_bytes: int) -> bytes:
-    """Return what is within gzip, no more than a byte beyond `max_bytes` of it."""
+    """Return the decompressed data, at most `max_bytes` and one more."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             return file.read(max_bytes + 1)
@@ -86,12 +87,13 @@ def _unzip(data: bytes, max_bytes: int) -> bytes:
 
 
 def resize_and_crop(image: Image.Image, size: int = 256) -> np.ndarray:
-    """Return an RGB image's centre, its shorter side made `size` (Paper 2): uint8 [size, size, 3].
+    """Resize an RGB image's shorter side to `size` and crop the centre (Paper 2).
 
-    Bilinear, antialiased when shrinking (Pillow's BILINEAR). The longer side is rounded to the
-    nearest pixel; where the crop cannot be central, it is a pixel nearer to the top or the left.
+    Returns uint8 [size, size, 3]. The interpolation is bilinear, and antialiased when shrinking
+    (Pillow's BILINEAR). The longer side is rounded to the nearest pixel. If the crop cannot be
+    exactly central, it is a pixel nearer to the top or the left.
 
-    Raises Unreadable, 'too large', when a long strip would grow beyond `MAX_PIXELS`.
+    Raises Unreadable, 'too large', if a long strip would grow beyond `MAX_PIXELS`.
     """
     shorter = min(image.size)
     width, height = (round(side * size / shorter) for side in image.size)
@@ -106,7 +108,7 @@ def resize_and_crop(image: Image.Image, size: int = 256) -> np.ndarray:
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:
-    """Return uint8 [H, W, 3] as a JPEG file of quality 95, colour at full resolution."""
+    """Encode uint8 [H, W, 3] as a JPEG file of quality 95, with colour at full resolution."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, 'JPEG', quality=95, subsampling=0)
     return buffer.getvalue()

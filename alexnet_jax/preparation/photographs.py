@@ -1,4 +1,4 @@
-"""Write photographs as records of one size, with a report of all that was odd or broken."""
+"""Write photographs as records of one size, with a report of unusual and broken images."""
 
 import functools
 import json
@@ -19,36 +19,36 @@ from alexnet_jax.runtime.errors import UserError
 REPORT = 'report.json'
 
 _SHARD_BYTES = 256e6
-_MIN_SHARDS = 16  # of as many images each at least, so that several workers have work
-_JPEG_BYTES = 0.25  # of quality 95, per byte of pixels, roughly
+_MIN_SHARDS = 16  # so that several workers have work; but a shard has at least as many images
+_JPEG_BYTES = 0.25  # estimated bytes of a JPEG of quality 95 per byte of pixels
 
 
 class Photograph(Protocol):
-    """One photograph of a source, light: where it lies. Its `repr` says that, and it pickles."""
+    """The location of a photograph in a source; it must be picklable, and its `repr` unique."""
 
     @property
     def name(self) -> str:
-        """The name by which the report calls it."""
+        """The name of the photograph in the report."""
         ...
 
     def read(self, source: str) -> tuple[str, bytes, int]:
         """Return the name, the bytes of the file and the label.
 
-        Raises images.Unreadable for what is too large, UserError when the source has changed.
+        Raises images.Unreadable if it is too large, and UserError if the source has changed.
         """
         ...
 
 
 class Item(NamedTuple):
-    """A `Photograph` that is a file, or a stretch of one."""
+    """A `Photograph` that is a file or a part of one."""
 
-    file: str  # below the source; '': the source itself, a tar
+    file: str  # path below the source; '' if the source itself is the file, a tar
     entry: archives.Entry
     label: int
 
     @property
     def name(self) -> str:
-        """The name of the member of the archive, or the path below the source."""
+        """The name of the archive's member, or the path below the source."""
         return self.entry.name
 
     def read(self, source: str) -> tuple[str, bytes, int]:
@@ -75,20 +75,23 @@ def write_photographs(
     workers: int = 1,
     skip_broken: bool = False,
 ) -> epath.Path:
-    """Write the photographs with `records.write_dataset` and `report.json` beside them.
+    """Write the photographs with `records.write_dataset`, and a `report.json` beside them.
 
     Args:
-      data_dir, name, version, description, class_names, splits, workers: as there.
-      source: what the items' files are below of, or the one tar that holds all.
-      size: of the squares (`images.resize_and_crop`), or 0 to keep the one size that all have.
-      settings: what the report says of how it was made.
-      ignored: (kind, name) of files of the source that are not used, for the report.
-      encoding: 'raw', pixels, or 'jpeg', quality 95: a fifth of the space, not the same pixels.
-      skip_broken: leave out what cannot be read; otherwise that ends in an error, the good shards
-        kept for the next run.
+      data_dir, name, version, description, class_names, splits, workers: see
+        `records.write_dataset`.
+      source: the folder of the items' files, or the tar that holds all of them.
+      size: side of the squares (see `images.resize_and_crop`), or 0 to keep the images, which must
+        then all have the same size.
+      settings: how the data set was made, for the report.
+      ignored: (kind, name) of the files of the source that are not used, for the report.
+      encoding: 'raw' for pixels, or 'jpeg' for JPEG of quality 95, which takes a fifth of the space
+        and changes the pixels slightly.
+      skip_broken: whether to leave out images that cannot be read; otherwise they are an error, and
+        the good shards are kept for the next run.
 
-    Raises UserError as `records.write_dataset` does, for broken images naming the report, and when
-    with `size=0` an image has another size than the first.
+    Raises UserError as `records.write_dataset` does, for broken images, naming the report, and if
+    with `size=0` an image has another size than the first one.
     """
     edge = size or _first_size(source, splits)
     shape = (size, size, 3) if size else (*edge, 3)  # pyright: ignore[reportGeneralTypeIssues]
@@ -103,12 +106,14 @@ def write_photographs(
         where = f'{directory / REPORT} lists them'
         if left_out and not skip_broken:
             raise UserError(
-                f'{left_out} images cannot be used, {where}; mend the source, or run again with '
-                f'--skip_broken to leave them out'
+                f'{left_out} images cannot be used ({where}); repair them in the source, or run '
+                f'again with --skip_broken to leave them out'
             )
         for split, found in reviews.items():
             if not found.written:
-                raise UserError(f'no image of {split} can be used, {where}; mend the source')
+                raise UserError(
+                    f'no image of {split} can be used ({where}); repair them in the source'
+                )
 
     return records.write_dataset(
         data_dir,
@@ -130,7 +135,7 @@ def write_photographs(
 def read_photograph(
     source: str, size: int, shape: tuple[int, ...], item: Photograph
 ) -> tuple[Any, ...]:
-    """Return (image, label, notes...) as `records.write_dataset` takes it; image None if broken."""
+    """Return (image, label, notes...) for `records.write_dataset`; a broken image is None."""
     name = item.name
     try:
         name, data, label = item.read(source)
@@ -140,8 +145,8 @@ def read_photograph(
         return None, 0, (error.kind, f'{name}: {error}')
     if not size and pixels.shape != shape:
         raise UserError(
-            f'{name} has {image.width}x{image.height} pixels and the first image '
-            f'{shape[1]}x{shape[0]}; bring all to one size with --size=256'
+            f'{name} has {image.width}x{image.height} pixels, but the first image has '
+            f'{shape[1]}x{shape[0]}; resize all of them, for example with --size=256'
         )
     return pixels, label, *((kind, name) for kind in odd)
 
@@ -157,11 +162,11 @@ def _first_size(
         except images.Unreadable:
             continue
         return image.height, image.width
-    raise UserError(f'{os.fspath(source)} holds no image that can be read')
+    raise UserError(f'{os.fspath(source)} has no image that can be read; name another --source')
 
 
 def _num_shards(examples: int, example_bytes: float) -> int:
-    """Return how many files: of about 256 MB, and some more where that leaves workers idle."""
+    """Return the number of files: of about 256 MB, or smaller ones so that workers are not idle."""
     by_size = -(-examples * example_bytes // _SHARD_BYTES)
     return int(max(by_size, min(_MIN_SHARDS, -(-examples // _MIN_SHARDS))))
 
@@ -171,7 +176,7 @@ def _findings(
     ignored: Sequence[tuple[str, str]],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the report's fields of what was found, without times: the same for the same source."""
+    """Return the findings of the report; it has no times, so the same source gives the same one."""
     kinds = {split: _by_kind(found.notes) for split, found in reviews.items()}
     return {
         'images': {split: found.written for split, found in reviews.items()},
@@ -206,7 +211,7 @@ def _write_report(directory: epath.Path, report: Mapping[str, Any]) -> None:
 
 
 def read_settings(directory: epath.PathLike) -> dict[str, Any] | None:
-    """Return the settings that a data set was prepared with, None where no report has them."""
+    """Return the settings with which a data set was prepared, or None if no report has them."""
     try:
         return json.loads((epath.Path(directory) / REPORT).read_text())['settings']
     except (OSError, ValueError, KeyError, TypeError):  # of another program, or damaged
@@ -214,10 +219,11 @@ def read_settings(directory: epath.PathLike) -> dict[str, Any] | None:
 
 
 def add_statistics(directory: epath.PathLike, statistics: Any) -> dict[str, Any]:
-    """Return the report with the statistics in it, and write that where it is not there yet.
+    """Add the statistics to the report, write it if it has changed, and return it.
 
-    `statistics` is an `input.batch.Statistics`: mean of each channel, covariance of the channels,
-    eigenvectors (columns) and standard deviations along them; the mean image stays in its file.
+    `statistics` is an `input.batch.Statistics`. The report gets the mean of each channel, the
+    covariance of the channels, its eigenvectors (in columns) and the standard deviations along
+    them; the mean image stays in its own file.
     """
     directory = epath.Path(directory)
     report = json.loads((directory / REPORT).read_text())

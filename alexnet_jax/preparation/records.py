@@ -1,7 +1,8 @@
 """Write images of one size as a data set of ArrayRecord shards that tensorflow-datasets reads.
 
-Safe to kill at any moment: a shard appears under its name only when it is whole, a rerun keeps the
-whole ones, and the metadata comes last, so that a directory with `features.json` is complete.
+The writing can be killed at any moment: a shard gets its name only when it is complete, a rerun
+keeps the complete shards, and the metadata is written last, so that a directory with
+`features.json` is complete.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from alexnet_jax.runtime.errors import UserError
 _logger = logging.getLogger(__name__)
 
 _RECIPE = 'recipe.json'
-_LAST_FILE = 'features.json'  # where it is, the data set is complete; tfds looks for it too
+_LAST_FILE = 'features.json'  # written last, so its presence marks a complete data set
 
 
 def write_dataset(
@@ -45,33 +46,35 @@ def write_dataset(
     keep_left_out: bool = True,
     review: Callable[[epath.Path, Mapping[str, shard_files.Review]], None] | None = None,
 ) -> epath.Path:
-    """Write the data set to DATA_DIR/NAME/VERSION and return that directory; a rerun goes on.
+    """Write the data set to DATA_DIR/NAME/VERSION and return that directory; a rerun continues.
 
-    The bytes do not depend on `workers`, nor on how often the writing was killed.
+    The bytes depend neither on `workers` nor on how often the writing was killed.
 
     Args:
-      data_dir: where data sets live; `~` is expanded.
-      name, version, description: as tfds shows them. The description says how the pixels were made:
-        where it has changed, the shards of before are refused.
+      data_dir: the directory of all data sets; `~` is expanded.
+      name, version, description: as tfds shows them. The description says how the pixels were made;
+        shards with another description are refused.
       image_shape: (height, width, channels) of every image.
       class_names: a label is an index into them.
-      splits: split -> light items in the order to write, each with a `repr` that names the example.
+      splits: split -> the items to write, in order. An item is a small object that describes an
+        example, and its `repr` must identify it.
       shards: split -> number of files.
-      read_example: item -> (image uint8 [H, W, C], label). With several workers it must pickle, the
-        items too, and the program's main module needs its `__name__ == '__main__'` guard. It may
-        return notes, (kind, text) each, after the label, and None for an image to be left out.
-      workers: processes; 1 stays in this one.
-      encode_jpeg: image -> the JPEG file that is stored in place of the pixels.
-      keep_left_out: False writes the shards that left images out anew on a rerun.
-      review: called with the directory and what was written, by split, when all shards are there;
-        what it raises keeps the data set from being complete.
+      read_example: item -> (image uint8 [H, W, C], label). With several workers, this function and
+        the items must be picklable, and the program's main module needs a
+        `__name__ == '__main__'` guard. It may return notes, each a (kind, text), after the label,
+        and None as the image of an example to leave out.
+      workers: number of processes; with 1, this process does the work.
+      encode_jpeg: image -> the JPEG file that is stored instead of the pixels.
+      keep_left_out: whether a rerun keeps shards that left out images; False writes them again.
+      review: called with the directory and a Review of each split when all shards are written; if
+        it raises an error, the data set does not become complete.
 
-    Raises UserError when the directory holds something else or cannot be written, and when an
-    example is not an image of that shape with one of the labels.
+    Raises UserError if the directory holds another data set or cannot be written, and if an example
+    is not an image of that shape with one of the labels.
     """
     directory = epath.Path(data_dir).expanduser() / name / version
     recipe = _recipe(name, version, description, image_shape, class_names, splits, shards)
-    if (directory / _LAST_FILE).exists():  # perhaps on a disk that this process may only read
+    if (directory / _LAST_FILE).exists():  # perhaps on a read-only disk
         _check_recipe(directory, recipe)
         return directory
     if encode_jpeg:
@@ -82,8 +85,8 @@ def write_dataset(
         )
     label = tfds.features.ClassLabel(names=list(class_names))
     features = tfds.features.FeaturesDict({'image': image, 'label': label})
-    with _claim(directory, recipe):
-        if not (directory / _LAST_FILE).exists():  # else another process was faster
+    with _hold(directory, recipe):
+        if not (directory / _LAST_FILE).exists():  # otherwise another process was faster
             layout = _layout(directory, name, splits, shards)
             write = functools.partial(
                 shard_files.write_shard, read_example, image_shape, len(class_names), encode_jpeg
@@ -99,7 +102,7 @@ def write_dataset(
 
 
 def _recipe(name, version, description, image_shape, class_names, splits, shards) -> dict[str, Any]:
-    """Return what the bytes follow from, flat, so that a difference has a name."""
+    """Return the inputs that determine the bytes, flat, so that an error can name a difference."""
     recipe = {
         'name': f'{name}/{version}',
         'description': description,
@@ -122,23 +125,23 @@ def _digest(items: Iterable[Any]) -> str:
 
 
 def _check_recipe(directory: epath.Path, recipe: Mapping[str, Any]) -> None:
-    """Refuse a directory that another recipe made or began: its shards would be mixed with ours."""
+    """Raise UserError if the directory was written with another recipe, so that none are mixed."""
     path = directory / _RECIPE
     found = json.loads(path.read_text() or '{}') if path.exists() else {}
     for key in {**recipe, **found}:
         if found.get(key) != recipe.get(key):
             raise UserError(
-                f'{directory} is of another recipe: {key} is {found.get(key)!r} there and '
+                f'{directory} was made with other settings: {key} is {found.get(key)!r} there and '
                 f'{recipe.get(key)!r} here; remove it (rm -r {shlex.quote(str(directory))}) and '
                 'run again'
             )
 
 
 @contextlib.contextmanager
-def _claim(directory: epath.Path, recipe: Mapping[str, Any]) -> Iterator[None]:
-    """Hold the directory for this process and this recipe; wait while another process holds it.
+def _hold(directory: epath.Path, recipe: Mapping[str, Any]) -> Iterator[None]:
+    """Lock the directory for this process and this recipe; wait while another process holds it.
 
-    The recipe file is the lock too.
+    The recipe file is also the lock.
     """
     path = directory / _RECIPE
     try:
@@ -146,7 +149,7 @@ def _claim(directory: epath.Path, recipe: Mapping[str, Any]) -> Iterator[None]:
         file = open(path, 'a')  # noqa: SIM115
     except OSError as error:
         raise UserError(
-            f'cannot write {directory} ({error.strerror}); choose another one with --data_dir'
+            f'cannot write {directory} ({error.strerror}); choose another --data_dir'
         ) from error
     with file:
         locks.hold(file)
@@ -158,7 +161,7 @@ def _claim(directory: epath.Path, recipe: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _layout(directory, name, splits, shards) -> dict[str, Any]:
-    """Return a tfds SplitInfo per split: which file holds how many examples."""
+    """Return a tfds SplitInfo for each split: the files and how many examples each holds."""
     layout = {}
     for split, items in splits.items():
         count = shards[split]
@@ -177,7 +180,7 @@ def _layout(directory, name, splits, shards) -> dict[str, Any]:
 
 
 def _write_metadata(directory, name, version, description, features, layout) -> None:
-    """Write tfds's own files, the one that marks the data set as complete last."""
+    """Write tfds's own files; the file that marks the data set as complete comes last."""
     layout = [
         info.replace(
             num_bytes=sum(path.stat().length for path in info.filepaths),

@@ -1,4 +1,4 @@
-"""Write the ArrayRecord files of a split by worker processes, each file whole or not at all."""
+"""Write the ArrayRecord files of a split in worker processes, each completely or not at all."""
 
 import contextlib
 import itertools
@@ -18,19 +18,19 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.runtime.errors import UserError, first_line
 
-# One record per group and no compression: random access reads one image, and photographs stored as
-# pixels hardly compress. tfds's own choice, compressed, reads slower.
+# Each group holds one record, because random access reads one image; nothing is compressed, because
+# the pixels of photographs hardly compress. The compressed records of tfds read more slowly.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
-NOTES = '.notes.json'  # beside a shard until the data set is complete
-_REFRESH_S = 0.5  # of the progress bar, when other processes do the work
+NOTES = '.notes.json'  # this file stays beside a shard until the data set is complete
+_REFRESH_S = 0.5  # interval of the progress bar, when other processes do the work
 
 Write = Callable[[epath.Path, Sequence[Any], Callable[[int], object]], None]
 
-_taken: Any = None  # in a worker: how many items all workers have taken, a shared integer
+_taken: Any = None  # in a worker: the shared count of items that all workers have read
 
 
 class Review(NamedTuple):
-    """What became of the items of a shard or a split."""
+    """The outcome of writing the items of a shard or a split."""
 
     written: int
     left_out: int  # items without an image
@@ -38,9 +38,9 @@ class Review(NamedTuple):
 
 
 def write_shards(layout, splits, write: Write, workers: int, keep_left_out: bool) -> None:
-    """Write the shards that are missing or not whole, with a progress bar on a terminal.
+    """Write the shards that are missing or incomplete, with a progress bar on a terminal.
 
-    `layout` has a tfds SplitInfo for each split; `write` is a partial `write_shard`, the other
+    `layout` has a tfds SplitInfo for each split, and `write` is a partial `write_shard`; the other
     arguments are those of `records.write_dataset`.
     """
     missing = []
@@ -54,7 +54,7 @@ def write_shards(layout, splits, write: Write, workers: int, keep_left_out: bool
                 missing.append((path, shard))
     total = sum(info.num_examples for info in layout.values())
     finished = total - sum(len(shard) for _, shard in missing)
-    # disable=None: no bar where the output is not a terminal.
+    # disable=None shows no bar if the output is not a terminal.
     with tqdm.tqdm(
         total=total, initial=finished, unit=' images', miniters=1, disable=None
     ) as progress:
@@ -62,9 +62,9 @@ def write_shards(layout, splits, write: Write, workers: int, keep_left_out: bool
             for path, shard in missing:
                 write(path, shard, progress.update)
             return
-        # Not fork: a JAX process has threads, and a fork of it can hang.
+        # Not 'fork', because a JAX process has threads and a fork of it can hang.
         context = multiprocessing.get_context('spawn')
-        taken = context.Value('q')  # items, by all workers
+        taken = context.Value('q')  # the number of items that all workers have read
         with futures.ProcessPoolExecutor(workers, context, _start_worker, (taken,)) as pool:
             pending = {pool.submit(_write_in_worker, write, *task) for task in missing}
             try:
@@ -79,7 +79,7 @@ def write_shards(layout, splits, write: Write, workers: int, keep_left_out: bool
 
 
 def _start_worker(taken: Any) -> None:
-    """Keep the counter; end this worker when its parent is killed, or it would wait for ever."""
+    """Store the counter, and end this worker if its parent is killed, or it would wait for ever."""
     global _taken
     _taken = taken
     parent = multiprocessing.parent_process()
@@ -130,7 +130,7 @@ def write_shard(
         stored = encode_jpeg(image) if encode_jpeg else image.tobytes()
         example.features.feature['image'].bytes_list.value.append(stored)
         example.features.feature['label'].int64_list.value.append(label)
-        # tfds's own serialisation orders the features by chance, a different one in each process.
+        # tfds's own serialisation has a random order of features, another in each process.
         record = example.SerializeToString(deterministic=True)
         with _disk_errors(path):
             writer.write(record)
@@ -142,9 +142,9 @@ def write_shard(
 
 
 def _to_disk(path: epath.Path) -> None:
-    """Wait until a file is on the disk: after a power cut its name would stand for nothing.
+    """Wait until a file is on the disk, because after a power cut its name could be empty.
 
-    Then its pages of the system's cache are free for the next shard's.
+    Then release its pages in the system's cache for the next shard.
     """
     with open(path, 'rb') as file:
         os.fsync(file.fileno())
@@ -157,7 +157,7 @@ def _notes_path(path: epath.Path) -> epath.Path:
 
 
 def _write_notes(path: epath.Path, notes: Review) -> None:
-    """Keep the notes of a shard beside it, before it has its name; without any, keep no file."""
+    """Write the notes of a shard before the shard gets its name; if there are none, no file."""
     notes_path = _notes_path(path)
     if not notes.notes and not notes.left_out:
         notes_path.unlink(missing_ok=True)
@@ -174,7 +174,7 @@ def read_notes(path: epath.Path) -> Review:
 
 
 def review_split(info: Any) -> Review:
-    """Return the notes of all shards of a split as one."""
+    """Return the notes of all shards of a split together."""
     shards = [read_notes(path) for path in info.filepaths]
     left_out = sum(shard.left_out for shard in shards)
     notes = [(kind, text) for shard in shards for kind, text in shard.notes]
@@ -185,13 +185,15 @@ def review_split(info: Any) -> Review:
 def _disk_errors(path: epath.Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:  # array_record's own kind is RuntimeError
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
         reason = first_line(error)
-        raise UserError(f'cannot write {path}: {reason}') from error
+        raise UserError(
+            f'cannot write {path} ({reason}); mend that, then run the same command again'
+        ) from error
 
 
 def _num_records(path: epath.Path) -> int:
-    """Return how many records a shard holds; ArrayRecord says 0 for a missing or a cut one."""
-    # No read-ahead: it would read megabytes only to count.
+    """Return the number of records of a shard, which is 0 for a missing or a truncated file."""
+    # Without read-ahead, which would read megabytes only to count.
     options = 'readahead_buffer_size:0'
     return array_record_module.ArrayRecordReader(os.fspath(path), options).num_records()

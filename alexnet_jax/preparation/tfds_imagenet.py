@@ -1,4 +1,4 @@
-"""A tfds `imagenet2012` of JPEG files that was prepared before, as a source of photographs."""
+"""Read photographs from an `imagenet2012` of JPEG files that tfds has prepared."""
 
 import functools
 import os
@@ -17,12 +17,12 @@ _METADATA = ('features.json', 'dataset_info.json')
 class Record(NamedTuple):
     """A `photographs.Photograph` that is a record of an ArrayRecord file."""
 
-    file: str  # below the directory of the data set
+    file: str  # path below the directory of the data set
     index: int
 
     @property
     def name(self) -> str:
-        """Where it lies; its name in ImageNet is in the record."""
+        """The position of the record, which holds the photograph's name in ImageNet."""
         return f'{self.file}[{self.index}]'
 
     def read(self, source: str) -> tuple[str, bytes, int]:
@@ -36,7 +36,7 @@ class Record(NamedTuple):
         except Exception as error:  # of ArrayRecord, of the protocol buffer, of a missing feature
             reason = first_line(error)
             raise UserError(
-                f'{os.path.join(source, self.name)} cannot be read ({reason}); copy or make the '
+                f'{os.path.join(source, self.name)} cannot be read ({reason}); copy or prepare the '
                 f'data set again'
             ) from error
 
@@ -54,10 +54,10 @@ def is_dataset(source: str | os.PathLike) -> bool:
 def find_records(
     source: str | os.PathLike, splits: Sequence[str], class_names: Sequence[str]
 ) -> tuple[dict[str, list[Record]], list[str]]:
-    """Return the records of each split in the order in which they are stored, and other splits.
+    """Return the records of each split, in stored order, and the names of the other splits.
 
-    Raises UserError, one line with the remedy, when `source` is not an `imagenet2012` of tfds with
-    these classes and splits, stored as ArrayRecord of JPEG files, or has lost a file.
+    Raises UserError if `source` is not an `imagenet2012` of tfds with these classes and splits,
+    stored as ArrayRecord with JPEG files, or if a file is missing.
     """
     path = os.fspath(source)
     again = 'tfds build imagenet2012 --file_format=array_record (which needs TensorFlow)'
@@ -65,24 +65,28 @@ def find_records(
         info = tfds.builder_from_directory(path).info
     except Exception as error:  # of the file system, of JSON, of a feature that tfds does not know
         reason = first_line(error)
-        raise UserError(f'{path} is not a whole data set ({reason}); make it: {again}') from error
+        raise UserError(
+            f'{path} is not a complete data set ({reason}); prepare it again: {again}'
+        ) from error
     if info.name != 'imagenet2012':
         raise UserError(f'{path} is {info.full_name}, not imagenet2012; name another --source')
     if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
             f'{path} is stored as {info.file_format and info.file_format.value}, which only '
-            f'TensorFlow reads; store it as ArrayRecord: tfds convert_format '
+            f'TensorFlow reads; convert it to ArrayRecord: tfds convert_format '
             f'--dataset_version_dir={path} --out_file_format=array_record --out_dir=DIR'
         )
     features: Any = info.features
     expected = {'image': tfds.features.Image, 'file_name': tfds.features.Text}
     if not all(k in features and isinstance(features[k], kind) for k, kind in expected.items()):
-        raise UserError(f'{path} holds no JPEG files with their names; make it: {again}')
+        raise UserError(f'{path} has no JPEG files with their names; prepare it again: {again}')
     if features['label'].names != list(class_names):
-        raise UserError(f'{path} has other classes than ILSVRC-2012; make it: {again}')
+        raise UserError(f'{path} has other classes than ILSVRC-2012; prepare it again: {again}')
     missing = [split for split in splits if split not in info.splits]
     if missing:
-        raise UserError(f'{path} has no split {missing[0]}; make it with both archives: {again}')
+        raise UserError(
+            f'{path} has no split {missing[0]}; prepare it again, with both archives: {again}'
+        )
     found = {split: _records(path, info.splits[split], again) for split in splits}
     return found, [split for split in info.splits if split not in splits]
 
@@ -90,11 +94,11 @@ def find_records(
 def _records(path: str, split: Any, again: str) -> list[Record]:
     records = []
     for file, length in zip(split.filepaths, split.shard_lengths, strict=True):
-        found = _reader(os.fspath(file)).num_records()  # 0 for a missing or a cut file
+        found = _reader(os.fspath(file)).num_records()  # 0 for a missing or a truncated file
         if found != length:
             raise UserError(
-                f'{os.fspath(file)} is missing or damaged: {found} records of {length}; copy it '
-                f'again, or make the data set again: {again}'
+                f'{os.fspath(file)} is missing or damaged: it has {found} of {length} records; '
+                f'copy the file again, or prepare the data set again: {again}'
             )
         records += [Record(os.path.relpath(file, path), index) for index in range(length)]
     return records

@@ -1,4 +1,4 @@
-"""Finished runs that differ in a few fields, each compared with a baseline of the same seeds."""
+"""Compare finished runs that differ in a few fields with a baseline of the same seeds."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -14,20 +14,22 @@ from alexnet_jax.runtime.errors import UserError
 def compare(directory: epath.Path, baseline: str, metric: str) -> dict[str, Any]:
     """Group the runs of a folder by configuration and compare each group with the baseline's.
 
-    Returns `rows`, the baseline first and then by `mean`: `changes` (the fields that differ from
-    the baseline, with their values), `mean`, `min`, `max` over the `seeds` (errors in percent),
-    `difference`, the mean of the differences from the baseline over the seeds that both have (None
-    if there is no such seed), and `distinguishable`: both have at least three seeds, and the ranges
-    from least to largest do not overlap. `metric`, one of `workdirs.METRICS`, is the given one,
-    `data` and `epochs` are the baseline's, `left_out` is as in `workdirs.read_runs`.
-    Raises UserError for a folder, a baseline or a metric that is not there.
+    Returns `rows`, with the baseline first and the others sorted by `mean`. Each row has `changes`
+    (the fields that differ from the baseline, with their values); `mean`, `min` and `max` over the
+    `seeds` (errors in percent); `difference`, the mean of the differences from the baseline over
+    the common seeds (None if there are none); and `distinguishable`, whether both have at least
+    three seeds and their ranges from `min` to `max` do not overlap. Returns also the given `metric`
+    (one of `workdirs.METRICS`), the baseline's `data` and `epochs`, and `left_out` as in
+    `workdirs.read_runs`.
+
+    Raises UserError for a folder, a baseline or a metric that does not exist.
     """
     runs, left_out = read_runs(directory)
     chosen = next((run for run in runs if run.name == baseline), None)
     if chosen is None:
         known = ', '.join(run.name for run in runs) or 'none'
         raise UserError(
-            f'{directory} has no finished run {baseline!r}; --baseline names one of these: {known}'
+            f'{directory} has no finished run {baseline!r}; choose --baseline from these: {known}'
         )
     common = without_places(chosen)
     groups = collections.defaultdict(list)

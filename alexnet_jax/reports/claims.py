@@ -1,4 +1,4 @@
-"""Finished runs compared with the paper's claims: which run is of which claim, its result."""
+"""Compare finished runs with the paper's claims: find the runs of each claim, and their result."""
 
 import collections
 import json
@@ -13,17 +13,17 @@ from alexnet_jax.reports.workdirs import METRICS, Run, read_runs, role, without_
 from alexnet_jax.runtime.config import MEANING, with_off_values
 from alexnet_jax.training.config import Config
 
-# A field that was added after the paper's values were written down means its `off` value.
+# A field that was added after the paper's values were written down has its `off` value.
 _ALEXNET = with_off_values(Config, paper.ALEXNET)
 
 
 def reproduction(directory: epath.Path) -> dict[str, list[dict[str, Any]]]:
     """Compare the runs in a folder with the paper's claims.
 
-    Returns `rows`, one for each claim of `paper.CLAIMS`, measured only where a finished run has
-    the configuration of that claim; `others`, the finished runs that belong to no claim, grouped
-    over their seeds; `left_out`, the folders that hold no finished run, with the reason. Raises
-    UserError when there is no such folder.
+    Returns `rows`, one for each claim of `paper.CLAIMS`, measured only if a finished run has the
+    configuration of that claim; `others`, the finished runs that belong to no claim, grouped over
+    their seeds; and `left_out`, the folders without a finished run, with the reason. Raises
+    UserError if the folder does not exist.
     """
     runs, left_out = read_runs(directory)
     found = {experiment.name: _variants(experiment, runs) for experiment in paper.EXPERIMENTS}
@@ -37,12 +37,12 @@ def reproduction(directory: epath.Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def differences(experiment: paper.Experiment, run: Run) -> list[str]:
-    """Return the fields that change the meaning of a run away from that of the experiment.
+    """Return the fields by which a run differs in meaning from the experiment.
 
-    Of the two recipes of `paper.RECIPES` the nearer one counts. A field that the run does not have
-    yet has the paper's value; one that this version does not know could mean anything and is a
+    The run is compared with the nearer of the two recipes of `paper.RECIPES`. A field that is
+    missing in the run has the paper's value; a field that this version does not know counts as a
     difference. `training.total_epochs` stands for the epochs that were run, and
-    `training.init_from` for the data set of the run that gave the first weights.
+    `training.init_from` for the data set of the run that gave the initial weights.
     """
     assert experiment.fields is not None
     have = {**_ALEXNET, **run.fields}
@@ -58,7 +58,7 @@ def differences(experiment: paper.Experiment, run: Run) -> list[str]:
 
 
 def _unlike(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:
-    """Return the fields of role MEANING in which `have` is not what is wanted."""
+    """Return the fields of role MEANING whose values in `have` are not those in `want`."""
     names = [name for name in have if role(name) == MEANING]
     return [
         name
@@ -72,7 +72,7 @@ def _fits(value: Any, wanted: Any) -> bool:
 
 
 def _is_unused(name: str, fields: Mapping[str, Any]) -> bool:
-    """Say whether a field changes nothing: of a layer, a pooling or a norm that is not there."""
+    """Say whether a field has no effect, because its layer, pooling or norm is not used."""
     section, _, field = name.rpartition('.')
     if field != 'features' and fields.get(f'{section}.features') == 0:
         return True
@@ -88,7 +88,7 @@ def _is_unused(name: str, fields: Mapping[str, Any]) -> bool:
 
 
 def is_of(experiment: paper.Experiment, run: Run) -> bool:
-    """Say whether a run, or an ensemble, is of an experiment."""
+    """Say whether a run, or an ensemble, belongs to an experiment."""
     if experiment.fields is None or len(run.members) != sum(experiment.members.values()):
         return False
     if not experiment.members:
@@ -106,7 +106,7 @@ def is_of(experiment: paper.Experiment, run: Run) -> bool:
 
 
 def _variants(experiment: paper.Experiment, runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return the runs of an experiment by the fields that `may_differ`, `field value, ...`."""
+    """Return an experiment's runs, grouped by those fields that `may_differ`, `field value, ...`."""
     variants = collections.defaultdict(list)
     for run in runs:
         if is_of(experiment, run):
@@ -118,7 +118,7 @@ def _variants(experiment: paper.Experiment, runs: Sequence[Run]) -> dict[str, li
 def _row(
     claim: paper.Claim, found: Mapping[str, Mapping[str, list[Run]]], notes: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Make a row of the variant nearest to the claim that has the metric of the claim."""
+    """Return the row of a claim, from the variant with the fewest differences that has its metric."""
     words = claim.metric.removeprefix('eval/').replace('_', ' ')
     summaries = {
         variant: summary
@@ -161,10 +161,10 @@ def _not_reached(variants: Mapping[str, list[Run]]) -> str:
 
 
 def summarise(runs: Sequence[Run], metric: str) -> dict[str, Any] | None:
-    """Return mean, least and largest over the seeds, errors in percent; each seed counts once.
+    """Return mean, minimum and maximum over the seeds, errors in percent; each seed counts once.
 
-    Several runs of one seed count as their mean; for `paper.EPOCHS` they may differ in the learning
-    rate, and the run that needs the fewest epochs counts (Paper 3.1).
+    Several runs of one seed count as their mean. For `paper.EPOCHS` they may differ in the learning
+    rate, and only the run that needs the fewest epochs counts (Paper 3.1).
     """
     scale = 100 if metric in METRICS else 1
     seeds = collections.defaultdict(list)
@@ -199,7 +199,7 @@ def _combine(
 
 
 def _others(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Group the runs that differ in their seed and in where they ran only."""
+    """Group the runs that differ only in fields of the role PLACE, such as the seed."""
     groups = collections.defaultdict(list)
     for run in runs:
         key = [without_places(run), [m.fields for m in run.members]]
@@ -218,7 +218,7 @@ def _others(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def data_of(run: Run) -> str:
-    """Name the data set and the split; say where it is the training split, or of an ensemble."""
+    """Return the data set and the split, with a note for the training split or an ensemble."""
     name, split = run.fields['data.name'], run.fields['data.eval_split']
     own = ', the training examples' if split == run.fields['data.train_split'] else ''
     ensemble = f', {len(run.members)} networks as one' if run.members else ''

@@ -1,4 +1,4 @@
-"""Training error over epochs, out of the rows of a run's metrics.jsonl."""
+"""Compute the training error over epochs from the rows of a run's metrics.jsonl."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,9 +7,10 @@ import numpy as np
 
 
 def epoch_means(epochs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for each epoch, the mean of where its steps ended and the mean of their values.
+    """Return the mean position of the steps of each epoch, and the mean of their values.
 
-    `epochs` [n] is where each step ended, so epoch e (from 0) holds those in (e, e + 1].
+    `epochs` [n] gives the position at the end of each step, so that epoch e (from 0) has the steps
+    in (e, e + 1].
     """
     which = np.ceil(epochs).astype(int) - 1
     of_epoch = [which == epoch for epoch in np.unique(which)]
@@ -20,8 +21,9 @@ def epoch_means(epochs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.
 def training_error(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Return the middle of each epoch and the mean top-1 error of its logged steps.
 
-    It is of the batches as they were learned from, not of one network on the whole set. An epoch
-    with less than half of the steps of another is left out: a last step may reach into the next.
+    The error is measured during training, not by one network on the whole data set. An epoch with
+    less than half of the steps of the longest is left out, because the last step may reach into
+    another epoch.
     """
     logged = [(row['epoch'], row['train/top1_error']) for row in rows if 'train/top1_error' in row]
     epochs, errors = np.array(logged, float).reshape(-1, 2).T
@@ -31,9 +33,9 @@ def training_error(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.nd
 
 
 def epochs_to_error(rows: Sequence[Mapping[str, Any]], error: float) -> float | None:
-    """Return the epoch at which `training_error` falls to `error`; None if it does not.
+    """Return the epoch at which `training_error` falls to `error`, or None if it does not.
 
-    Between the means of the epochs are straight lines (Paper, Fig. 1).
+    The means of the epochs are interpolated linearly (Paper, Fig. 1).
     """
     epochs, errors = training_error(rows)
     below = np.flatnonzero(errors <= error)

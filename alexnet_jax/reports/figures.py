@@ -1,4 +1,4 @@
-"""Figures of runs, finished or not: curves over the epochs, and the paper's Fig. 1."""
+"""Draw figures of runs, finished or not: curves over the epochs, and the paper's Fig. 1."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ from alexnet_jax.reports.workdirs import Run, read_run, without_places
 from alexnet_jax.runtime.errors import UserError, first_line
 
 _ACTIVATIONS = ('relu', 'tanh')
-# What runs that Fig. 1 compares may differ in, beside where they ran.
+# The fields, besides those of the role PLACE, in which the runs of Fig. 1 may differ.
 _FREE_IN_FIG_1 = (
     *('model.activation', 'optim.learning_rate', 'training.total_epochs', 'training.total_steps'),
     'training.eval_every_epochs',
@@ -29,11 +29,11 @@ def draw_curves(
 ) -> None:
     """Draw training loss and top-1 error over the epochs, one colour for each run.
 
-    Thin lines are the logged steps. Thick lines are the means of the logged steps of each epoch: of
-    the batches as they were trained on, not of one network on the whole set. Dots are evaluations.
+    Thin lines are the logged steps. Thick lines are the means of the logged steps of each epoch,
+    measured during training and not by one network on the whole data set. Dots are evaluations.
     Dashed lines are chance, log(classes) and 1 - 1 / classes.
 
-    Raises UserError for a folder that is no workdir and a file format that cannot be written.
+    Raises UserError for a folder that is not a workdir, and for a file that cannot be written.
     """
     labels = labels or [run.name for run in runs]
     if len(labels) != len(runs):
@@ -70,13 +70,13 @@ def draw_relu_vs_tanh(
 ) -> dict[str, Any]:
     """Draw the training error of runs with ReLU and with tanh, as Fig. 1 (Paper 3.1).
 
-    Each run may have its own learning rate; of each activation the run that reaches 25 % training
-    error in the fewest epochs counts. It is drawn thick, by the means of its epochs.
+    Each run may have its own learning rate. For each activation the run that reaches 25 % training
+    error in the fewest epochs counts and is drawn as a thick line. Points are means of epochs.
 
-    Returns `runs`, each with `run`, `activation`, `learning_rate`, `epoch`, where it reaches 25 %
-    (None: not in its `epochs`); and `ratio`, tanh's epochs over ReLU's (None where one has none).
-    Raises UserError as `draw_curves`, and for runs that differ in more than activation, learning
-    rate, length and where they ran.
+    Returns `runs`, each with `run`, `activation`, `learning_rate`, its `epochs` and `epoch`, where
+    it reaches 25 % (None if it does not); and `ratio`, tanh's epochs divided by ReLU's (None if
+    either does not reach it). Raises UserError as `draw_curves` does, and for runs that differ in
+    more than activation, learning rate, length and fields of the role PLACE.
     """
     loaded = [read_run(run) for run in runs]
     for run in loaded:
@@ -107,32 +107,32 @@ def draw_relu_vs_tanh(
 
 
 def in_words(row: Mapping[str, Any]) -> str:
-    """Say what `draw_relu_vs_tanh` found of one run."""
+    """Describe a run of the result of `draw_relu_vs_tanh` in words."""
     epoch, epochs = row['epoch'], row['epochs']
     where = f'25 % after {epoch:.2f} epochs' if epoch else f'not at 25 % in {epochs:.2f} epochs'
     return f'{row["activation"]}, rate {row["learning_rate"]:g}: {where}'
 
 
 def _require_comparable(run: Run, first: Run) -> None:
-    """Raise UserError for a run that Fig. 1 is not about, or that is not as the first run is."""
+    """Raise UserError for a run with another activation, or that differs from the first run."""
     activation = run.fields.get('model.activation')
     if activation not in _ACTIVATIONS:
         raise UserError(
             f'{run.name} has model.activation = {activation!r}; name runs with relu and with tanh'
         )
-    # Of several seeds the best would count: the activation with more of them would gain by it.
+    # Seeds must be equal, because the best run counts: more seeds would favour an activation.
     ours, theirs = ({**without_places(r), 'seed': r.fields['seed']} for r in (run, first))
     for name in sorted({*ours, *theirs} - {*_FREE_IN_FIG_1}):
         if ours.get(name) != theirs.get(name):
             raise UserError(
                 f'{run.name} has {name} = {ours.get(name)!r} and {first.name} has '
-                f'{theirs.get(name)!r}; name runs that differ in activation, learning rate and '
-                'length only'
+                f'{theirs.get(name)!r}; name runs that differ only in activation, learning rate '
+                'and length'
             )
 
 
 def _row(run: Run) -> dict[str, Any]:
-    """Return what `draw_relu_vs_tanh` says of a run."""
+    """Return the row of a run in the result of `draw_relu_vs_tanh`."""
     epoch = run.metrics.get(paper.EPOCHS)
     return {
         'run': run.name,
@@ -144,7 +144,7 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def _series(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return (epoch, value) of the rows that have the metric."""
+    """Return the epochs and values of the rows that have the metric."""
     chosen = [(row['epoch'], row[name]) for row in run.rows if name in row]
     epochs, values = np.array(chosen, float).reshape(-1, 2).T
     return epochs, values
@@ -156,7 +156,7 @@ def _pyplot() -> Any:
     except ImportError as error:
         raise UserError('figures need matplotlib; pip install "matplotlib>=3.11,<4"') from error
     matplotlib.use('agg')
-    # Text stays text and the bytes do not change from run to run.
+    # Text is stored as text, and the bytes do not change from run to run.
     matplotlib.rcParams.update({'svg.fonttype': 'none', 'svg.hashsalt': 'alexnet_jax'})
     from matplotlib import pyplot
 

@@ -1,11 +1,11 @@
-"""The reports as Markdown pages."""
+"""Format the reports as Markdown pages."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def reproduction_page(report: Mapping[str, Any]) -> str:
-    """Return what `claims.reproduction` found as Markdown: claims, other runs, what is left out."""
+    """Return the report of `claims.reproduction`: claims, other runs and runs that are left out."""
     lines = [
         "# The paper's numbers and ours",
         '',
@@ -37,7 +37,7 @@ def reproduction_page(report: Mapping[str, Any]) -> str:
 
 
 def comparison_page(report: Mapping[str, Any]) -> str:
-    """Return what `against_baseline.compare` found as Markdown, the baseline first."""
+    """Return the report of `against_baseline.compare` as Markdown, with the baseline first."""
     metric, last = f'{_words(report["metric"])}, % (least to largest)', 'distinguishable'
     lines = [
         f'# Runs compared with a baseline: {report["data"]}, {report["epochs"]:g} epochs',

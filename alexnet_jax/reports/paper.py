@@ -1,4 +1,4 @@
-"""The paper's numbers, each with its place: what tests and reports compare against.
+"""The paper's numbers with their sources, for the tests and reports to compare against.
 
 Paper: A. Krizhevsky, I. Sutskever, G. E. Hinton, "ImageNet Classification with Deep Convolutional
 Neural Networks", NIPS 2012. The 2012 source is the code released by the Computer History Museum
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 
 class Layer(NamedTuple):
-    """One row of the layer table: both towers together, one image."""
+    """One row of the layer table, for both towers together and one image."""
 
     output: tuple[int, ...]  # height, width, channels; or units
     parameters: int
     macs: int  # multiply-accumulates of one forward pass
 
 
-# Paper 3.5 and Fig. 2. The convolution's own output; pooling after conv1, conv2 and conv5.
+# Paper 3.5 and Fig. 2. These are outputs before pooling, which follows conv1, conv2 and conv5.
 # Fig. 2 prints 253,440 neurons for conv1; 55 x 55 x 96 = 290,400.
 LAYERS = {
     'conv1': Layer((55, 55, 96), 34_944, 105_415_200),
@@ -43,23 +43,23 @@ TOTAL_MACS_ONE_TOWER = 1_135_256_096
 # Layers at which the towers exchange activations: Paper 3.2 and Fig. 2.
 EXCHANGES = ('conv3', 'fc6', 'fc7', 'fc8')
 
-TRAINING_ERROR = 0.25  # at which Fig. 1 compares ReLU with tanh
+TRAINING_ERROR = 0.25  # the error at which Fig. 1 compares ReLU with tanh
 
-# What the reports compare runs with: each network of the paper as fields of a configuration.
+# Below, each network of the paper as fields of a configuration, for the reports to compare with.
 
 # A field whose value is a set may have any value of that set, or any at all if the set is empty.
 ANY: frozenset = frozenset()
 
 
 class Experiment(NamedTuple):
-    """One network, or an ensemble, that a number of the paper or of the 2012 logs is about."""
+    """A network, or an ensemble, for which the paper or the 2012 logs give numbers."""
 
     name: str
-    fields: Mapping[str, Any] | None = None  # changes of ALEXNET; None: the note says why not
+    fields: Mapping[str, Any] | None = None  # changes to ALEXNET; None if no run can count
     note: str = ''  # why no run can count
     epochs: tuple[float, float] = (85.0, 95.0)  # "roughly 90", Paper 5; the author's 91 and 93
-    pretrained_on: str = ''  # the data set of the run that gave the first weights
-    members: Mapping[str, int] = types.MappingProxyType({})  # of an ensemble: how many of which
+    pretrained_on: str = ''  # the data set of the run that gave the initial weights
+    members: Mapping[str, int] = types.MappingProxyType({})  # of an ensemble: name -> number
     may_differ: tuple[str, ...] = ()  # fields that may differ, and that the report then names
 
 
@@ -67,12 +67,12 @@ class Claim(NamedTuple):
     """One number of the paper or of the 2012 logs; errors are in percent."""
 
     experiment: str
-    metric: str  # of the last evaluation; or EPOCHS
+    metric: str  # a metric of the last evaluation, or EPOCHS
     paper: float | None
     run_2012: float | None  # the author's own run, 2012 source, layers/layer-params-*.cfg
     source: str
-    less: str = ''  # an experiment: the number is the difference from its metric
-    times: str = ''  # an experiment: the number is the ratio to its metric
+    less: str = ''  # if set, the number is the difference from the metric of this experiment
+    times: str = ''  # if set, the number is the ratio to the metric of this experiment
 
 
 EPOCHS = f'epochs to {100 * TRAINING_ERROR:g} % training error'
@@ -83,7 +83,7 @@ def _section(name: str, /, **fields: Any) -> dict[str, Any]:
 
 
 def _convolution(name: str, /, **fields: Any) -> dict[str, Any]:
-    """Return the fields of one convolution, Paper 3.4, 3.5 and 5."""
+    """Return the fields of one convolution (Paper 3.4, 3.5 and 5)."""
     usual = {
         **{'kernel': 3, 'stride': 1, 'padding': (1, 1), 'init_std': 0.01, 'init_bias': 0.0},
         **{'local': False, 'after': ('activation',)},
@@ -97,7 +97,7 @@ _ONE, _BOTH = {'sees_both_towers': False}, {'sees_both_towers': True}
 _NORM = {'n': 5, 'beta': 0.75}
 _HIDDEN = {'features': 4096, 'init_std': 0.01, 'init_bias': 1.0, **_BOTH}
 
-# The network of Paper 3.5, trained as Paper 4 and 5 say on ILSVRC-2012: every field of the role
+# The network of Paper 3.5, trained on ILSVRC-2012 as in Paper 4 and 5: every field of the role
 # MEANING that has no `off` value.
 ALEXNET: dict[str, Any] = {
     **_section('model', num_classes=1000, towers=2, activation='relu', initializer='normal'),
@@ -123,10 +123,10 @@ ALEXNET: dict[str, Any] = {
     'optim.rate_inside_velocity': True,
     **_section('optim', lars_trust_coefficient=0.0, reference_batch=0, warmup_epochs=0.0),
     **_section('optim', lr_multipliers=(), weight_decay_multipliers=()),
-    # `pretrained_on` says from which data the first weights are.
+    # `Experiment.pretrained_on` says on which data set the initial weights were trained.
     **_section('training', batch_size=128, init_from=ANY),
 }
-# How a network of the paper may be trained: as its text says, or as the 2012 source does.
+# The ways in which a network of the paper may be trained: as in its text, or as in the 2012 source.
 RECIPES: tuple[Mapping[str, Any], ...] = (
     {},
     {
@@ -156,15 +156,15 @@ _13_PERCENT = {
     **{'optim.weight_decay': 0.004, 'optim.lr_multipliers': (('bias', 2.0),)},
     'optim.weight_decay_multipliers': (('bias', 0.0), ('conv1', 0.0), ('conv2', 0.0)),
 }
-# The four layers of Fig. 1: "no regularization of any kind"; each learning rate was chosen for the
-# fastest training.
+# The four-layer network of Fig. 1, which has "no regularization of any kind", and for which each
+# learning rate was chosen for the fastest training.
 _FIG_1 = {
     **_13_PERCENT,
     **{'augment.crop_px': 32, 'augment.random_crop': False, 'augment.mirror': False},
     **{'optim.learning_rate': ANY, 'optim.weight_decay': 0.0, 'optim.weight_decay_multipliers': ()},
 }
 _WIDTHS = tuple(f'model.conv{n}.features' for n in (1, 2, 3, 4))
-_LEFT_OPEN = ('training.batch_size', *_WIDTHS)  # the paper does not say them for Fig. 1
+_LEFT_OPEN = ('training.batch_size', *_WIDTHS)  # the paper does not give these for Fig. 1
 _2010 = {
     'data.name': 'imagenet2010',
     'data.eval_split': 'test',
@@ -184,7 +184,7 @@ EXPERIMENTS = (
     Experiment('1 CNN, ILSVRC-2012 validation', {}),
     Experiment('5 CNNs, ILSVRC-2012 validation', {}, members={'1 CNN, ILSVRC-2012 validation': 5}),
     Experiment('5 CNNs, ILSVRC-2012 test', note=_NO_LABELS),
-    # The paper does not say how long it was fine-tuned, nor at which learning rate.
+    # The paper says neither how long it was fine-tuned nor with which learning rate.
     Experiment(
         _CNN_STAR,
         {'model.conv6.features': 256, 'optim.learning_rate': ANY},
@@ -224,7 +224,7 @@ EXPERIMENTS = (
         },
     ),
     Experiment('no colour noise', {'augment.colour_std': 0.0}),
-    # The paper does not say where the towers meet then; here at fc6, as in configs/no_conv3.py.
+    # The paper does not say where the towers then communicate; here at fc6 (configs/no_conv3.py).
     Experiment('no conv3', {'model.conv3.features': 0}),
     Experiment('no conv4', {'model.conv4.features': 0}),
     Experiment('dropout, its iterations', note='no rule says when a run has converged'),

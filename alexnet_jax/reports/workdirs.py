@@ -1,4 +1,4 @@
-"""The one reader of workdirs: the configuration and the metrics of a run, finished or not."""
+"""Read the workdirs of runs, finished or not: their configurations and their metrics."""
 
 import dataclasses
 import json
@@ -30,21 +30,21 @@ class Run:
 
     name: str  # of its folder
     fields: Mapping[str, Any]  # its configuration by dotted names; see `role`
-    step: int  # of its last row, as `epoch`
-    epoch: float
+    step: int  # of its last row
+    epoch: float  # of its last row
     rows: Sequence[Mapping[str, Any]] = ()  # of metrics.jsonl
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)  # see `_last_metrics`
-    init_data: str = ''  # the data set of the run that it took its first weights from
+    init_data: str = ''  # the data set of the run that gave its initial weights; '' for none
     members: tuple['Run', ...] = ()  # of an ensemble
 
 
 def role(field: str) -> str:
-    """Return the role of a field; one that only another version knows could mean anything."""
+    """Return the role of a field; for a field of another version it is MEANING, to be safe."""
     return _ROLES.get(field, MEANING)
 
 
 def without_places(run: Run) -> dict[str, Any]:
-    """Return the fields of a run that are equal in all seeds of one experiment."""
+    """Return the fields of a run except those of the role PLACE, in which seeds may differ."""
     return {name: value for name, value in run.fields.items() if role(name) != PLACE}
 
 
@@ -52,7 +52,7 @@ def read_run(path: epath.Path) -> Run:
     """Read a workdir; raise UserError, in one line, for one that is incomplete or damaged."""
     for name in _FILES:
         if not (path / name).is_file():
-            raise UserError(f'{path} is not the workdir of a run: it has no {name}')
+            raise UserError(f'{path} is not the workdir of a run: it has no {name}; name another')
     config, _ = _json(path / 'config.json'), _json(path / 'environment.json')
     rows = read_rows(path / 'metrics.jsonl')
     try:
@@ -73,17 +73,19 @@ def read_run(path: epath.Path) -> Run:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f'{type(error).__name__}: {error}'
-        raise UserError(f'the files of the run {path} are damaged ({reason})') from error
+        raise UserError(
+            f'the files of the run {path} are damaged ({reason}); restore them from a copy'
+        ) from error
 
 
 def read_runs(directory: epath.Path) -> tuple[list[Run], list[dict[str, str]]]:
-    """Return the finished runs in a folder, and `run` and `reason` of what is left out.
+    """Return the finished runs in a folder, and the `run` and `reason` of each that is left out.
 
-    A folder with none of a run's files is not listed. Raises UserError when there is no such
-    folder.
+    A folder with none of a run's files is not listed. Raises UserError if the folder does not
+    exist.
     """
     if not directory.is_dir():
-        raise UserError(f'{directory} is not a folder; name one that holds workdirs: --runs=DIR')
+        raise UserError(f'{directory} is not a folder; name a folder of workdirs with --runs=DIR')
     runs, left_out = [], []
     for path in sorted(directory.iterdir()):
         if any((path / name).exists() for name in _FILES):
@@ -97,7 +99,7 @@ def read_runs(directory: epath.Path) -> tuple[list[Run], list[dict[str, str]]]:
 
 
 def _fields(config: Any) -> dict[str, Any]:
-    """Return a configuration by dotted names; raise KeyError if it lacks what every run has."""
+    """Return a configuration by dotted names; raise KeyError if a field of every run is missing."""
     fields = sections.with_off_values(Config, sections.flatten(config))
     _ = [fields[name] for name in _IN_EVERY_RUN]
     return fields
@@ -114,7 +116,7 @@ def _member(ensemble: str, member: Mapping[str, Any]) -> Run:
 
 
 def _last_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return loss and errors of the last evaluation, and paper.EPOCHS where the run got there."""
+    """Return the last evaluation's loss and errors, and paper.EPOCHS if the run reached it."""
     evaluations = [row for row in rows if row['kind'] == 'eval']
     last = evaluations[-1] if evaluations else {}
     metrics = {name: last[name] for name in (*METRICS, 'eval/loss') if name in last}
@@ -144,4 +146,5 @@ def _json(path: epath.Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f'{path} cannot be read ({type(error).__name__}: {error})') from error
+        reason = f'{type(error).__name__}: {error}'
+        raise UserError(f'{path} cannot be read ({reason}); restore it from a copy') from error

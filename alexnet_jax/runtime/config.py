@@ -1,14 +1,15 @@
 """Typed sections of a configuration: one frozen dataclass for each, beside the code that uses it.
 
-A field is declared once, with what it may be, its role, and whether a resumed run may change it:
+A field is declared once, with a rule for its value, its role, and whether a resumed run may change
+it:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class LogConfig(Section):
         tensorboard: bool = field(boolean, role=PLACE)
 
 `make` turns the nested mapping of a configuration into such sections; a field that is unknown,
-missing or not what it may be ends in one line. A field that is added later declares `off`, the
-value that leaves everything as it was before: what was saved without the field means that value.
+missing or against its rule is an error of one line. A field that is added later declares `off`, the
+value that changes nothing: a configuration that was saved without the field has that value.
 """
 
 import dataclasses
@@ -19,23 +20,23 @@ from typing import Any, TypeVar
 
 from alexnet_jax.runtime.errors import UserError
 
-# The roles of a field: what two runs may differ in and still be the same experiment.
-MEANING = 'meaning'  # what is computed from which data: never, except where a claim is about it
-SCHEDULE = 'schedule'  # how long, when the rate drops, how the result is evaluated
-NUMERICS = 'numerics'  # how the same function is computed: dtype, precision, parts of a batch
-PLACE = 'place'  # where and how often, and which seed: it changes no result but by chance
+# The role of a field says whether two runs that differ in it can still be the same experiment.
+MEANING = 'meaning'  # it defines what is computed from which data; with another value it is not
+SCHEDULE = 'schedule'  # it sets the length, the drops of the learning rate or the evaluation
+NUMERICS = 'numerics'  # it sets how the same function is computed: dtype, precision, accumulation
+PLACE = 'place'  # it sets where a run computes and writes, or its seed; results differ by chance
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What one field may be: a test of its value, and the words for it."""
+    """The rule for a field's value: a test, and its description for error messages."""
 
     accepts: Callable[[Any], bool]
     words: str
 
 
 def is_integer(value: Any) -> bool:
-    """Say whether a value is an integer, which a bool is not."""
+    """Say whether a value is an integer and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -65,7 +66,7 @@ def one_of(*choices: Any) -> Rule:
 
 
 def tuple_of(accepts: Callable[[Any], bool], *lengths: int, words: str) -> Rule:
-    """Accept tuples whose members all pass, of one of these lengths, or of any if none is given."""
+    """Accept tuples whose members all pass; their length must be in `lengths`, if any are given."""
     return Rule(
         lambda v: (
             isinstance(v, tuple) and (not lengths or len(v) in lengths) and all(map(accepts, v))
@@ -76,8 +77,8 @@ def tuple_of(accepts: Callable[[Any], bool], *lengths: int, words: str) -> Rule:
 
 above_zero = Rule(lambda v: is_number(v) and v > 0, 'a number above 0')
 boolean = Rule(lambda v: isinstance(v, bool), 'true or false')
-text = Rule(lambda v: isinstance(v, str), 'a text')
-nonempty = Rule(lambda v: isinstance(v, str) and v != '', 'a text that is not empty')
+text = Rule(lambda v: isinstance(v, str), 'a string')
+nonempty = Rule(lambda v: isinstance(v, str) and v != '', 'a string that is not empty')
 
 
 def field(
@@ -90,11 +91,10 @@ def field(
     """Declare a field of a section.
 
     Args:
-      rule: what it may be.
+      rule: the rule for its value.
       role: MEANING, SCHEDULE, NUMERICS or PLACE.
-      resume: whether a resumed run may have another value; by default where the role is not
-        MEANING.
-      off: for a field that was added later, the value that means what there was before it.
+      resume: whether a resumed run may change it; by default it may, unless its role is MEANING.
+      off: for a field that was added later, the value with which nothing changes.
     """
     resume = role != MEANING if resume is None else resume
     metadata = {'rule': rule, 'role': role, 'resume': resume}
@@ -103,7 +103,7 @@ def field(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
-    """The base of all sections. Making one checks its fields, then `check` the fields together."""
+    """The base class of all sections; its constructor checks each field and then calls `check`."""
 
     def __post_init__(self) -> None:
         for declared in dataclasses.fields(self):
@@ -117,7 +117,7 @@ class Section:
 
 
 class FieldError(UserError):
-    """One field cannot be what it is; every section that holds it puts its own name in front."""
+    """An error in one field; each section that holds the field prepends its own name."""
 
     def __init__(self, field: str, words: str):
         super().__init__(f'config.{field}{words}')
@@ -128,9 +128,9 @@ _S = TypeVar('_S', bound=Section)
 
 
 def make(kind: type[_S], values: Mapping[str, Any]) -> _S:
-    """Make a section, and those inside it, from a nested mapping; lists count as tuples.
+    """Make a section, and those inside it, from a nested mapping; lists become tuples.
 
-    Raises UserError, in one line, for a field that is unknown, missing, or not what it may be.
+    Raises UserError, in one line, for a field that is unknown, missing or against its rule.
     """
     given = flatten(values)
     for path in given:
@@ -186,7 +186,7 @@ def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def with_off_values(kind: type[Section], flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return dotted names and values, with the `off` value of each field that was added since."""
+    """Return dotted names and values, with the `off` values of fields that are not in `flat`."""
     off = {n: f.default for n, f in fields(kind).items() if f.default is not dataclasses.MISSING}
     return {**off, **flat}
 
@@ -204,7 +204,7 @@ def differences(
 
 
 def _section_of(declared: dataclasses.Field) -> type[Section] | None:
-    """Return the section that a field is, None for a plain value."""
+    """Return the type of a field that is a section, or None for a plain value."""
     kind = declared.type
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 

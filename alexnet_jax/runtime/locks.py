@@ -1,4 +1,4 @@
-"""One holder of a file at a time; the kernel lets go of it however its holder ends."""
+"""Lock a file for one process; the kernel releases the lock however that process ends."""
 
 import fcntl
 import logging
@@ -11,10 +11,10 @@ _POLL_S = 0.1
 
 
 def hold(file: IO[str], wait_s: float = math.inf) -> bool:
-    """Lock an open file until it is closed; False if another has it for `wait_s` from now on.
+    """Lock an open file until it is closed; return False if it stays locked for `wait_s`.
 
-    Where the file system has no locks (Lustre without -o flock, NFS without lockd), a warning says
-    so, and the answer is True.
+    On a file system without locks (Lustre without -o flock, NFS without lockd) this logs a warning
+    and returns True.
     """
     end = time.monotonic() + wait_s
     while True:
@@ -26,5 +26,7 @@ def hold(file: IO[str], wait_s: float = math.inf) -> bool:
                 return False
             time.sleep(_POLL_S)
         except OSError as error:
-            _logger.warning('no file locks (%s): let one run only use %s', error, file.name)
+            _logger.warning(
+                'cannot lock files here (%s); make sure that only one run uses %s', error, file.name
+            )
             return True

@@ -1,4 +1,4 @@
-"""Memory that a process keeps: what a training step on the CPU frees, the next one takes again."""
+"""Keep freed memory in the process, so that the next training step on the CPU can reuse it."""
 
 import ctypes
 import importlib.metadata
@@ -7,22 +7,23 @@ import os
 
 import jax
 
-# Of mallopt(3), glibc.
+# The parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 _kept = False
 
 
 def keep() -> bool:
-    """Have malloc keep what it is given back, where JAX will use the CPU; say whether it does.
+    """Make malloc keep freed memory if JAX will use the CPU; return whether it does.
 
-    A step allocates its temporary arrays anew, 1.6 GB for the full network at a batch of 128, and
-    glibc returns them to the system, which clears 400,000 pages for the next step. Kept, they cost
-    memory: holes that are too small for the next step stay with the process until `trim`. Call it
-    before any use of a device: threads that have begun keep their own arenas, which return memory.
+    Each step allocates its temporary arrays again, 1.6 GB for the full network with a batch of 128.
+    By default glibc returns them to the system, which then clears 400,000 pages for the next step.
+    Keeping them costs memory: fragments that are too small for the next step stay in the process
+    until `trim`. Call this before any use of a device, because threads that have already started
+    keep arenas of their own, which return memory.
 
-    It does nothing with an accelerator, with another C library, and where the environment has its
-    own settings of malloc (GLIBC_TUNABLES, MALLOC_...).
+    This does nothing with an accelerator, with another C library, or if the environment configures
+    malloc itself (GLIBC_TUNABLES, MALLOC_...).
     """
     global _kept
     own = any(name == 'GLIBC_TUNABLES' or name.startswith('MALLOC_') for name in os.environ)
@@ -34,16 +35,16 @@ def keep() -> bool:
 
 
 def trim() -> None:
-    """Return to the system what is free, or holes would add up in a long run; costs half a second.
+    """Return free memory to the system, before fragments add up; this takes half a second.
 
-    It does nothing where `keep` did nothing.
+    It does nothing if `keep` did nothing.
     """
     if _kept:
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _cpu_only() -> bool:
-    """Say whether JAX will find no accelerator, without starting it."""
+    """Say, without initialising JAX, whether it will find no accelerator."""
     if platforms := jax.config.jax_platforms:  # pyright: ignore[reportAttributeAccessIssue]
         return platforms == 'cpu'
     plugins = importlib.metadata.entry_points(group='jax_plugins')

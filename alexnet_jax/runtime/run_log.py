@@ -1,4 +1,4 @@
-"""What a run shows: metrics.jsonl always, TensorBoard files, a console line, a profiler window."""
+"""Log a run to metrics.jsonl, TensorBoard and the console, and profile some of its steps."""
 
 import collections
 import contextlib
@@ -32,7 +32,7 @@ class LogConfig(Section):
         tuple_of(
             lambda v: is_integer(v) and v >= 0,
             2,
-            words='(first step, last step); (0, 0) for none',
+            words='(first step, last step), or (0, 0) for none',
         ),
         role=PLACE,
     )
@@ -46,10 +46,11 @@ class LogConfig(Section):
 
 
 class RunLog:
-    """Writes what happens in a run; of several processes only the first one writes.
+    """Writes the log of a run; with several processes only process 0 writes.
 
-    `metrics.jsonl` has one flat object a line: step, epoch, kind ('train', 'eval' or 'event'),
-    time_s (seconds of this run, earlier starts included), then the metrics under their names.
+    Each line of `metrics.jsonl` is a flat JSON object: step, epoch, kind ('train', 'eval' or
+    'event'), time_s (the seconds of this run, including those before a restart), then the metrics
+    under their names.
     """
 
     def __init__(
@@ -80,9 +81,9 @@ class RunLog:
         self._profile_dir = workdir / 'profile'
         self._profiling = False
         self._spent: dict[str, float] = collections.defaultdict(float)
-        self._started = start_step  # the step before the one that was started last
-        self._first: tuple[float, int] | None = None  # time and `_started` at the first line
-        self._window: tuple[float, int] | None = None  # and at the last line with a speed
+        self._started = start_step  # the step before the one that was dispatched last
+        self._first: tuple[float, int] | None = None  # time and `_started` at the first row
+        self._window: tuple[float, int] | None = None  # the same at the last row with a speed
 
     def __enter__(self) -> 'RunLog':
         return self
@@ -97,7 +98,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def spending(self, what: str) -> Iterator[None]:
-        """Count the time inside as 'data' (waiting for a batch) or as 'other' than training."""
+        """Count the time of the body as 'data' (waiting for a batch) or 'other' (not training)."""
         began = time.monotonic()
         try:
             yield
@@ -105,13 +106,13 @@ class RunLog:
             self._spent[what] += time.monotonic() - began
 
     def train(self, step: int, epoch: float, metrics: Mapping[str, float], batch_size: int) -> None:
-        """Write one step's metrics, with the speed since the last one, evaluations left out."""
+        """Write one step's metrics and the speed since the last row, without evaluations."""
         now = time.monotonic()
         words = f'loss {metrics["train/loss"]:.4f}  top-1 error {metrics["train/top1_error"]:.3f}'
         speed: dict[str, float] = {}
-        # A line may come late, after further steps were started, or several at once before an
-        # evaluation: what counts is how many steps were started in the time since the last speed.
-        if self._window is None or self._first is None:  # the first line holds the compilation
+        # A row may come late, after further steps were dispatched, and several may come at once
+        # before an evaluation. So the speed is that of the steps dispatched since the last speed.
+        if self._window is None or self._first is None:  # its time would include the compilation
             self._first = self._window = (now, self._started)
             self._spent.clear()
         elif steps := self._started - self._window[1]:
@@ -132,23 +133,24 @@ class RunLog:
             _logger.info('step %d/%d  epoch %.2f  %s', step, self._total_steps, epoch, words)
 
     def evaluation(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
-        """Write the errors of an evaluation."""
+        """Write the metrics of an evaluation."""
         self._write('eval', step, epoch, metrics)
         words = '  '.join(f'{name[len("eval/") :]} {value:.4f}' for name, value in metrics.items())
         with self._above_bar():
             _logger.info('step %d  evaluation  %s', step, words)
 
     def event(self, step: int, epoch: float, name: str, **details: Any) -> None:
-        """Write what happened, such as `resumed`."""
+        """Write an event, such as `resumed`, with its details."""
         self._write('event', step, epoch, {'event': name, **details})
         words = '  '.join(f'{key} {value}' for key, value in details.items())
         with self._above_bar():
             _logger.info('step %d  %s  %s', step, name, words)
 
     def advance(self, step: int, state: Any) -> None:
-        """Move the progress bar, and open or close the profiler window before the next step.
+        """Advance the progress bar, and start or stop the profiler before the next step.
 
-        `state` is that after `step`: the window waits for it, as steps are dispatched ahead.
+        `state` is the state after `step`: the profiler stops only when it is computed, because
+        steps are dispatched ahead.
         """
         self._started = step
         self._bar.update(step - self._bar.n)
@@ -178,21 +180,21 @@ class RunLog:
 
     @contextlib.contextmanager
     def _above_bar(self) -> Iterator[None]:
-        """Let a console line pass without tearing the progress bar."""
+        """Clear the progress bar while a line is printed above it."""
         with tqdm.tqdm.external_write_mode():
             yield
 
 
 def _open_board(directory: epath.Path, start_step: int) -> Any:
-    import tensorboardX  # it imports torch where torch is installed
+    import tensorboardX  # imported only here, because it imports torch if that is installed
 
     return tensorboardX.SummaryWriter(str(directory), purge_step=start_step + 1)
 
 
 def read_rows(path: epath.Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl; a last line torn by a kill is left out.
+    """Return the rows of a metrics.jsonl, without a last line that a kill left incomplete.
 
-    Raises UserError for another line that is damaged, as a loss of power can leave it.
+    Raises UserError for any other damaged line, which a power cut can leave.
     """
     rows = []
     lines = path.read_bytes().split(b'\n') if path.exists() else []
@@ -201,21 +203,21 @@ def read_rows(path: epath.Path) -> list[dict[str, Any]]:
             rows.append(dict(json.loads(line.decode())))
         except (ValueError, TypeError) as error:
             raise UserError(
-                f'line {number} of {path} is damaged; look at it, then take it out: '
+                f'line {number} of {path} is damaged; look at it, then delete it: '
                 f'sed -i {number}d {shlex.quote(str(path))}'
             ) from error
     return rows
 
 
 def initial_data(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the data set of the run that this one took its first weights from; '' for none."""
+    """Return the data set of the run that gave the initial weights, or '' if there was none."""
     starts = [row for row in rows if row.get('event') == 'started']
-    # The last one: a start that was killed before its first save has left an event, too.
+    # The last start counts: one that was killed before its first save has left an event, too.
     return starts[-1].get('init_data', '') if starts else ''
 
 
 def _drop_rows_after(path: epath.Path, step: int) -> float:
-    """Keep what led to `step`, so that steps done again stand once; return the last time_s kept."""
+    """Delete the rows after `step`, which will be done again; return the last time_s kept."""
     rows = read_rows(path)
     kept = [row for row in rows if row['step'] <= step]
     if path.exists():

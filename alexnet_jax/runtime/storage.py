@@ -1,4 +1,4 @@
-"""Where files lie: the one place that resolves a path, or refuses it."""
+"""Resolve every path that a user gives, and refuse paths that are not supported."""
 
 import os
 from typing import Any
@@ -10,7 +10,7 @@ from alexnet_jax.runtime.errors import UserError
 
 _REMEDY = (
     'object stores are not supported; mount the bucket (gcsfuse, mount-s3) and give the path of '
-    'the mount, or copy it'
+    'the mount, or copy the files to a disk'
 )
 
 
@@ -18,17 +18,17 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str) and '://' not in value
 
 
-path_field = Rule(_is_path, f'a path of this file system or empty; {_REMEDY}')
+path_field = Rule(_is_path, f'a path in the file system, or empty; {_REMEDY}')
 paths_field = Rule(
     lambda value: isinstance(value, tuple) and all(v and _is_path(v) for v in value),
-    f"a tuple of paths of this file system, such as ('runs/a', 'runs/b'); {_REMEDY}",
+    f"a tuple of paths in the file system, such as ('runs/a', 'runs/b'); {_REMEDY}",
 )
 
 
 def resolve(path: epath.PathLike, option: str) -> epath.Path:
     """Return a path with `~` expanded; raise UserError, naming the option, for an object store."""
     if '://' in os.fspath(path):
-        raise UserError(f'{option}: {path} is no path of this file system; {_REMEDY}')
+        raise UserError(f'{option}: {path} is not a path in the file system; {_REMEDY}')
     return epath.Path(path).expanduser()
 
 

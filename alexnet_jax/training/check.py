@@ -1,4 +1,4 @@
-"""Does a configuration leave chance? A few steps on one batch, and what is odd if it does not."""
+"""Check that a configuration can learn one batch, and name the likely cause if it cannot."""
 
 import contextlib
 import math
@@ -17,32 +17,32 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.config import Config
 from alexnet_jax.training.experiment import Experiment
 
-_LEFT = 0.8  # of the loss of the best answer that ignores the images
-_MEAN_OF = 5  # steps: dropout makes the loss of one step jump
-_LOOKED_AT = 128  # images
-# Beyond these something is odd.
-_PIXEL_STD = (5.0, 500.0)  # photographs less their mean have some 60 on the 0-255 scale
-_MAX_LOSS = 3.0  # before the first step, in losses of chance
-_DEAD = 0.9  # part of a layer's units
-_ALIKE = 1e-3  # how little the outputs of two images differ, relative to the outputs
-_UPDATE = (1e-5, 0.1)  # change of a layer's weights by one step, relative to the weights
+_BETTER_THAN_CHANCE = 0.8  # of the loss of the best prediction that ignores the images
+_MEAN_OF = 5  # steps, because dropout makes the loss of a single step jump
+_INSPECTED = 128  # images
+# The limits beyond which a value is suspicious.
+_PIXEL_STD = (5.0, 500.0)  # it is about 60 for photographs less their mean, on the 0-255 scale
+_MAX_LOSS = 3.0  # before the first step, as a multiple of the loss at chance
+_DEAD = 0.9  # fraction of a layer's units
+_MIN_SPREAD = 1e-3  # standard deviation of the outputs between images, relative to the outputs
+_UPDATE = (1e-5, 0.1)  # change of a layer's weights in one step, relative to the weights
 
-# Remedies where init_std has no say.
+# The remedies for initializers that do not use init_std.
 _DIVIDE = 'divide the pixels (config.augment.pixel_divisor, 58 for photographs) or lower the rate'
 _OTHER_INITIALIZER = "set config.model.initializer='normal' and each layer's init_std"
 
 
 class Layer(NamedTuple):
-    """What one layer makes of the images."""
+    """The statistics of one layer's outputs and gradient."""
 
-    scale: float  # root mean square of its outputs after the ReLU, the logits for fc8
-    differ: float  # standard deviation between images, relative to that
-    dead: float  # part of its units that are 0 for every image, everywhere; of fc8 none
+    scale: float  # root mean square of its outputs: after the ReLU, or the logits for fc8
+    differ: float  # standard deviation of the outputs between images, relative to `scale`
+    dead: float  # fraction of its units that are 0 for every image at every position; 0 for fc8
     gradient: float  # root mean square of its kernel's gradient, relative to the kernel's
 
 
-class Look(NamedTuple):
-    """The network at one moment, without dropout and augmentation."""
+class Snapshot(NamedTuple):
+    """The statistics of the network at one step, without dropout and augmentation."""
 
     loss: float
     pixel_std: float
@@ -50,52 +50,53 @@ class Look(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What some steps on one batch did."""
+    """The course of training on one batch."""
 
     losses: list[float]  # of each step, as trained
-    blind_loss: float  # of the best answer that ignores the images: the entropy of the labels
-    before: Look
-    after: Look
-    updates: dict[str, float]  # of each kernel by one step, relative; the largest that was seen
+    chance_loss: float  # of the best prediction that ignores the images: the labels' entropy
+    before: Snapshot
+    after: Snapshot
+    updates: dict[str, float]  # the largest relative change of each kernel in one step
 
 
 def check(experiment: Experiment, steps: int) -> None:
-    """Train on the first batch alone, print a table of the layers, and say whether it is learned.
+    """Train on the first batch only, print a table of the layers, and say whether the loss falls.
 
-    The configuration leaves chance when the loss falls well below that of the best answer that
-    ignores the images, the frequencies of the labels. Nothing is saved. Raises UserError, with the
-    first suspicious thing in one line, when it does not.
+    The network does better than chance when its loss falls well below that of the best prediction
+    that ignores the images, which is the frequencies of the labels. Nothing is saved.
+
+    Raises UserError, with the most likely cause in one line, when the loss does not fall so far.
     """
     if jax.process_count() > 1:
         raise UserError('--mode=check runs in one process; leave out --distributed')
     config = experiment.config
     trace = run(experiment, steps)
-    if trace.blind_loss == 0:
+    if trace.chance_loss == 0:
         raise UserError(
-            f'all {config.training.batch_size} images of the first batch have one label, nothing '
-            'to tell apart; raise config.training.batch_size'
+            f'all {config.training.batch_size} images of the first batch have the same label, so '
+            'there is nothing to learn; raise config.training.batch_size'
         )
     print('\n'.join(_table(trace)))
     loss = min(_mean(trace.losses), trace.after.loss)
     words = (
-        f'loss {loss:.3f} after {len(trace.losses)} steps on one batch, {trace.blind_loss:.3f} '
-        'without looking at the images'
+        f'the loss is {loss:.3f} after {len(trace.losses)} steps on one batch, and '
+        f'{trace.chance_loss:.3f} for a prediction that ignores the images'
     )
-    if not leaves_chance(trace):
-        raise UserError(f'does not leave chance: {words}: {suspect(trace, config)}')
-    print(f'leaves chance: {words}')
+    if not beats_chance(trace):
+        raise UserError(f'the network barely beats chance: {words}; {diagnose(trace, config)}')
+    print(f'the network beats chance: {words}')
 
 
 def run(experiment: Experiment, steps: int) -> Trace:
-    """Train on the first batch until it leaves chance, is not finite, or `steps` are done."""
+    """Train on the first batch until the loss beats chance or is not finite, or for `steps`."""
     batch = _first_batch(experiment)
     batches = pipeline.to_device((b for b in [batch]), experiment.batch_shardings)
     with contextlib.closing(batches):
         on_device = next(batches)
     state = experiment.init_state()
-    before = _look(experiment, state.params, batch)
+    before = _snapshot(experiment, state.params, batch)
     shares = np.unique(batch.labels, return_counts=True)[1] / len(batch.labels)
-    blind_loss = float(-np.sum(shares * np.log(shares)))
+    chance_loss = float(-np.sum(shares * np.log(shares)))
     losses: list[float] = []
     updates: dict[str, float] = {}
     for step in range(1, steps + 1):
@@ -105,25 +106,25 @@ def run(experiment: Experiment, steps: int) -> Trace:
         if old:
             new = _relative_updates(old, jax.device_get(state.params))
             updates = {name: max(size, updates.get(name, 0.0)) for name, size in new.items()}
-        if not math.isfinite(losses[-1]) or _is_left(losses, blind_loss):
+        if not math.isfinite(losses[-1]) or _beats(losses, chance_loss):
             break
-    after = _look(experiment, state.params, batch)
-    return Trace(losses, blind_loss, before, after, updates)
+    after = _snapshot(experiment, state.params, batch)
+    return Trace(losses, chance_loss, before, after, updates)
 
 
-def suspect(trace: Trace, config: Config) -> str:
-    """Return the first suspicious thing and its remedy in one line, in the order of the causes."""
-    return next(_suspicions(trace, config))
+def diagnose(trace: Trace, config: Config) -> str:
+    """Return the first finding and its remedy in one line; causes come before their effects."""
+    return next(_findings(trace, config))
 
 
-def _suspicions(trace: Trace, config: Config) -> Iterator[str]:
+def _findings(trace: Trace, config: Config) -> Iterator[str]:
     before, after, rate = trace.before, trace.after, config.optim.learning_rate
     low, high = _PIXEL_STD
-    normal = config.model.initializer == 'normal'  # the others set the width by themselves
+    normal = config.model.initializer == 'normal'  # the other initializers ignore init_std
     if normal and not low < before.pixel_std < high:
         yield (
             f'the pixels that the network sees have a standard deviation of {before.pixel_std:.3g},'
-            f' where init_std is made for some 60 on the 0-255 scale; do not divide them '
+            f' but init_std is chosen for about 60 on the 0-255 scale; do not divide the pixels '
             f'(config.augment.pixel_divisor), or raise config.model.conv1.init_std'
         )
     for name, layer in before.layers.items():
@@ -138,23 +139,23 @@ def _suspicions(trace: Trace, config: Config) -> Iterator[str]:
         scales = ', '.join(f'{name} {layer.scale:.3g}' for name, layer in before.layers.items())
         remedy = 'lower init_std where the outputs grow' if normal else _DIVIDE
         yield (
-            f'the loss is {before.loss:.3g} before the first step and {chance:.3g} at chance; '
-            f'{remedy} ({scales})'
+            f'the loss is {before.loss:.3g} before the first step, but chance is {chance:.3g}; '
+            f'{remedy} (root mean square of the outputs: {scales})'
         )
     for name, layer in before.layers.items():
-        if layer.differ < _ALIKE:
+        if layer.differ < _MIN_SPREAD:
             yield (
-                f'the outputs of {name} differ by {layer.differ:.1g} of their size between images, '
-                f'so the images are lost there; '
+                f'the outputs of {name} differ by only {layer.differ:.1g} of their size between '
+                f'images, so this layer loses the images; '
                 + (f'raise config.model.{name}.init_std' if normal else _OTHER_INITIALIZER)
             )
     largest = max(trace.updates, key=lambda name: trace.updates[name])
     size = trace.updates[largest]
     if size == 0:
-        yield f'no weight changes; raise config.optim.learning_rate = {rate:g}'
+        yield f'no weight changes in a step; raise config.optim.learning_rate = {rate:g}'
     if size < _UPDATE[0]:
         yield (
-            f'a step changes no layer by more than {size:.1g} of its weights ({largest}); raise '
+            f'one step changes no layer by more than {size:.1g} of its weights ({largest}); raise '
             f'config.optim.learning_rate = {rate:g}'
         )
     if not math.isfinite(trace.losses[-1]) or not size < _UPDATE[1]:
@@ -165,28 +166,30 @@ def _suspicions(trace: Trace, config: Config) -> Iterator[str]:
     for name, layer in after.layers.items():
         if layer.dead > _DEAD:
             yield (
-                f'{layer.dead:.0%} of the units of {name} died in training; lower '
+                f'{layer.dead:.0%} of the units of {name} are dead after training; lower '
                 f'config.optim.learning_rate = {rate:g}'
             )
     if config.model.dropout > 0:
         yield (
-            f'no layer, update or pixel is odd; it may be the noise of config.model.dropout = '
-            f'{config.model.dropout:g}: set it to 0 once, or give it more --check_steps'
+            f'the pixels, layers and updates look normal; the cause may be the noise of '
+            f'config.model.dropout = {config.model.dropout:g}: set it to 0 for this check, or '
+            f'raise --check_steps'
         )
-    yield 'no layer, update or pixel is odd; give it more --check_steps'
+    yield 'the pixels, layers and updates look normal; raise --check_steps'
 
 
 def _mean(losses: Sequence[float]) -> float:
     return sum(losses[-_MEAN_OF:]) / len(losses[-_MEAN_OF:])
 
 
-def _is_left(losses: Sequence[float], blind_loss: float) -> bool:
-    return len(losses) >= _MEAN_OF and _mean(losses) < _LEFT * blind_loss
+def _beats(losses: Sequence[float], chance_loss: float) -> bool:
+    return len(losses) >= _MEAN_OF and _mean(losses) < _BETTER_THAN_CHANCE * chance_loss
 
 
-def leaves_chance(trace: Trace) -> bool:
-    """Say whether the batch is being learned, in training or as seen without dropout's noise."""
-    return _is_left(trace.losses, trace.blind_loss) or (trace.after.loss < _LEFT * trace.blind_loss)
+def beats_chance(trace: Trace) -> bool:
+    """Say whether the loss is well below chance, in training or evaluated without dropout."""
+    evaluated = trace.after.loss < _BETTER_THAN_CHANCE * trace.chance_loss
+    return evaluated or _beats(trace.losses, trace.chance_loss)
 
 
 def _first_batch(experiment: Experiment) -> Batch:
@@ -204,10 +207,10 @@ def _first_batch(experiment: Experiment) -> Batch:
         return next(batches)
 
 
-def _look(experiment: Experiment, params: Any, batch: Batch) -> Look:
-    """Look at the network on one device, at the centre crops of the first images."""
+def _snapshot(experiment: Experiment, params: Any, batch: Batch) -> Snapshot:
+    """Compute the statistics on one device, from the centre crops of the first images."""
     model = experiment.model.clone(collectives=Collectives())
-    images, labels = batch.images[:_LOOKED_AT], batch.labels[:_LOOKED_AT]
+    images, labels = batch.images[:_INSPECTED], batch.labels[:_INSPECTED]
     statistics = jax.device_get(experiment.statistics)
     view = [x[0] for x in experiment.augment.view_corners(images.shape[1:], 1)]
 
@@ -227,7 +230,7 @@ def _look(experiment: Experiment, params: Any, batch: Batch) -> Look:
 
     params = jax.device_get(params)
     loss, pixel_std, seen, gradients = jax.device_get(forward_and_back(params, images, labels))
-    return Look(
+    return Snapshot(
         loss=float(loss),
         pixel_std=float(pixel_std),
         layers={
@@ -261,12 +264,12 @@ def _ratio(change: np.ndarray, kernel: np.ndarray) -> float:
 
 
 def _rms(x: np.ndarray) -> float:
-    with np.errstate(over='ignore', invalid='ignore'):  # what is not finite is reported as such
+    with np.errstate(over='ignore', invalid='ignore'):  # a value that is not finite is reported
         return float(np.sqrt(np.mean(np.square(x.astype(np.float64)))))
 
 
 def _table(trace: Trace) -> Iterator[str]:
-    """Describe each layer before the first step."""
+    """Yield the lines of a table: each layer before the first step, and its largest update."""
     yield f'pixels: standard deviation {trace.before.pixel_std:.3g}'
     yield f'{"layer":<8}{"scale":>10}{"differ":>10}{"dead":>8}{"gradient":>12}{"update":>12}'
     for name, layer in trace.before.layers.items():

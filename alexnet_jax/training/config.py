@@ -1,4 +1,4 @@
-"""The whole configuration of a run, typed: its sections, and what they must agree on."""
+"""The typed configuration of a run: all its sections, and the checks across them."""
 
 import dataclasses
 import importlib.util
@@ -27,11 +27,11 @@ from alexnet_jax.training.plan import TrainingConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Section):
-    """What a run is told; `configs/alexnet.py` says what each field means."""
+    """The configuration of a run; `configs/alexnet.py` says what each field means."""
 
-    # Runs that differ in nothing else are seeds of one experiment.
+    # The role is PLACE, because runs that differ only in the seed belong to one experiment.
     seed: int = field(
-        Rule(lambda v: is_integer(v) and 0 <= v < 2**32, 'an integer of 0 to 2**32 - 1'),
+        Rule(lambda v: is_integer(v) and 0 <= v < 2**32, 'an integer from 0 to 2**32 - 1'),
         role=PLACE,
         resume=False,
     )
@@ -52,13 +52,14 @@ class Config(Section):
         if image_shape and crop_px > min(image_shape[:2]):
             raise UserError(
                 f'config.augment.crop_px = {crop_px} is larger than the images, '
-                f'data.image_shape = {image_shape}'
+                f'data.image_shape = {image_shape}; lower it'
             )
         drops = self.optim.schedule == 'plateau' and self.optim.plateau_max_drops > 0
         if drops and not self.training.eval_every_epochs:
             raise UserError(
-                "config.optim.schedule = 'plateau' drops after evaluations, and "
-                'config.training.eval_every_epochs = 0 makes none; set that or another schedule'
+                "config.optim.schedule = 'plateau' drops the rate after evaluations, but "
+                'config.training.eval_every_epochs = 0 means that there are none; set it above 0, '
+                'or choose another schedule'
             )
         self._check_named_layers()
 
@@ -73,8 +74,8 @@ class Config(Section):
                 )
         if model.fc6.features == model.fc7.features == 0 and devices > model.towers:
             raise UserError(
-                f'config.parallel.model = {devices} splits fully connected layers and there is '
-                f'none before fc8; set --config.parallel.model={model.towers}'
+                f'config.parallel.model = {devices} splits the fully connected layers, but this '
+                f'network has none before fc8; set --config.parallel.model={model.towers}'
             )
 
     def _check_named_layers(self) -> None:
@@ -87,24 +88,24 @@ class Config(Section):
             layer = name.partition('.')[0]
             if getattr(getattr(self.model, layer, None), 'features', None) == 0:
                 raise UserError(
-                    f'config.optim.{setting} names {name}, and config.model.{layer}.features = 0 '
-                    f'leaves that layer out; take it from {setting}'
+                    f'config.optim.{setting} names {name}, but config.model.{layer}.features = 0 '
+                    f'leaves that layer out; remove it from {setting}'
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the nested mapping that is saved with a run, and that `from_dict` reads."""
+        """Return the nested mapping that is saved with a run and that `from_dict` reads."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> 'Config':
-        """Make the configuration; raise UserError, in one line, for the first thing wrong."""
+        """Make the configuration; raise UserError, in one line, for the first mistake."""
         return sections.make(cls, values)
 
     def changes_since(self, saved: Mapping[str, Any]) -> dict[str, str]:
-        """Return what differs from the configuration of a saved run, `{field: 'old -> new'}`.
+        """Return the changes since the configuration of a saved run, `{field: 'old -> new'}`.
 
-        Raises UserError, naming it, for a field that a resumed run may not change. A field that
-        only one of the two knows, and that has no `off` value, is no such change.
+        A field that only one of the two configurations has, and that has no `off` value, is not
+        compared. Raises UserError for a changed field that a resumed run may not change.
         """
         declared = sections.fields(type(self))
         changed = sections.differences(type(self), saved, self.to_dict())
@@ -121,8 +122,8 @@ class Config(Section):
 def load(file: pathlib.Path, overrides: Sequence[str] = ()) -> Config:
     """Run a configuration file, Python with a `get_config()`, and apply `--config.field=value`s.
 
-    Raises UserError, in one line, for a file that is not there or fails, and for an override of a
-    field that is not there or of another type.
+    Raises UserError, in one line, for a file that does not exist or fails, and for an override of a
+    field that does not exist or has another type.
     """
     if not file.is_file():
         raise UserError(f'--config={file} is not a file; for example --config=configs/digits.py')
@@ -133,7 +134,7 @@ def load(file: pathlib.Path, overrides: Sequence[str] = ()) -> Config:
         values = _override(_get_config(file), overrides)
     except Exception as error:  # of ml_collections, or raised by the file
         missing = isinstance(error, ModuleNotFoundError) and error.name == 'configs'
-        hint = '; start it in the checkout' if missing else ''
+        hint = '; run the command in the root of the checkout' if missing else ''
         raise UserError(f'--config={file}: {_one_line(error)}{hint}') from error
     return Config.from_dict(values.to_dict())
 
@@ -141,7 +142,7 @@ def load(file: pathlib.Path, overrides: Sequence[str] = ()) -> Config:
 def _get_config(file: pathlib.Path) -> ml_collections.ConfigDict:
     spec = importlib.util.spec_from_file_location('config_file', file)
     if spec is None or spec.loader is None:
-        raise ValueError('it is no Python file; its name must end in .py')
+        raise ValueError('it is not a Python file; its name must end in .py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config()

@@ -1,4 +1,4 @@
-"""The data of a run: opened, its statistics computed once, the digits prepared by themselves."""
+"""Open the data set of a run, with its statistics; the digits are prepared on first use."""
 
 import logging
 
@@ -13,8 +13,8 @@ _logger = logging.getLogger(__name__)
 def load(config: DataConfig) -> tuple[Dataset, Statistics]:
     """Open the data set of a configuration, with the statistics of its training split.
 
-    The first time, `digits` is prepared, and the statistics are computed and kept beside the data.
-    Raises UserError as `sources.open_dataset` does.
+    On first use the data set `digits` is prepared, and the statistics of any data set are computed
+    and kept beside the data. Raises UserError as `sources.open_dataset` does.
     """
     if config.name == 'digits' and not sources.is_prepared('digits', config.dir):
         _logger.info('preparing the data set digits in %s', config.dir)

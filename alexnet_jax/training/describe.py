@@ -1,4 +1,4 @@
-"""What a dry run prints: the resolved configuration, the mesh, the parameters, FLOPs, memory."""
+"""Describe a run without running it: its configuration, mesh, parameters, FLOPs and memory."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from alexnet_jax.training.experiment import Experiment
 
 
 def describe(experiment: Experiment) -> str:
-    """Compile one training step, run nothing, and return the whole description."""
+    """Compile one training step without running it, and return the description."""
     return '\n'.join(
         [
             json.dumps(experiment.config.to_dict(), indent=2, sort_keys=True),
@@ -55,7 +55,7 @@ def _parameter_lines(experiment: Experiment) -> Iterator[str]:
 
 def _words(spec: jax.sharding.PartitionSpec) -> str:
     split = [f'axis {axis}: {name}' for axis, name in enumerate(spec) if name]
-    return ', '.join(split).replace("('tower', 'shard')", 'tower x shard') or 'every device has it'
+    return ', '.join(split).replace("('tower', 'shard')", 'tower x shard') or 'not split'
 
 
 def _flops_lines(experiment: Experiment) -> Iterator[str]:
@@ -71,7 +71,7 @@ def _memory_lines(experiment: Experiment) -> Iterator[str]:
     memory = compiled.memory_analysis()
     unshared = memory.output_size_in_bytes - memory.alias_size_in_bytes
     mib = 2**20
-    yield 'one training step is compiled; memory on each device:'
+    yield 'memory of the compiled training step, on each device:'
     yield f'  state, batch, statistics {memory.argument_size_in_bytes / mib:>10,.1f} MiB'
     yield f'  temporary                {memory.temp_size_in_bytes / mib:>10,.1f} MiB'
     yield f'  result, not shared       {unshared / mib:>10,.1f} MiB'

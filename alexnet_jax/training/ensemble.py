@@ -1,4 +1,4 @@
-"""Several networks as one: their softmax outputs averaged, or mixed by searched weights."""
+"""Evaluate an ensemble: the mean of its networks' softmax outputs, or their best mixture."""
 
 import contextlib
 import dataclasses
@@ -30,37 +30,38 @@ from alexnet_jax.training.experiment import Experiment, build
 _logger = logging.getLogger(__name__)
 Outputs = dict[str, np.ndarray]  # softmax outputs [N, classes] under '' and '_10_views'
 _MAX_ROUNDS = 10_000
-_GAP = 1e-6  # the searched weights' log-loss is within this of the least one, in nats
+_GAP = 1e-6  # nats; the search ends when the log-loss is this close to the least one
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
     """One network of an ensemble."""
 
-    place: str
+    place: str  # the workdir, or one of its checkpoints
     step: int
     epoch: float
     sha256: str
-    config: Mapping[str, Any]  # as it was trained
-    init_data: str  # the data set of the run that it began from, '' for none
-    experiment: Experiment  # as it is evaluated
-    outputs: Outputs  # for the evaluation's examples
+    config: Mapping[str, Any]  # with which it was trained
+    init_data: str  # the data set of the run that gave its initial weights; '' for none
+    experiment: Experiment  # with which it is evaluated
+    outputs: Outputs  # for the examples of the evaluation
     labels: np.ndarray  # int32 [N]
-    search_outputs: Outputs  # for those that the weights are searched on
+    search_outputs: Outputs  # for the examples on which the weights are searched
     search_labels: np.ndarray
 
 
 def evaluate_ensemble(config: Config) -> None:
-    """Evaluate the networks of `evaluation.ensemble` as one and print a line for each and for all.
+    """Evaluate the networks of `evaluation.ensemble` together, and print a line for each and all.
 
-    Each has the network, augmentation and training split of its own configuration; data set,
-    evaluation and mesh are those of `config`. The last line is
-    `ensemble of N by mean|search top1_error X top5_error Y`, then the ten views'. All outputs are
-    held in memory: 0.2 GB a network for 50,000 examples of 1000 classes, twice that with ten views.
-    With `evaluation.ensemble_dir` they go there, too, as .npy files that NumPy reads.
+    Each network keeps the architecture, augmentation and training split of its own configuration;
+    the data set, the evaluation and the mesh are those of `config`. The last line is
+    `ensemble of N by mean|search top1_error X top5_error Y`, followed by the errors with ten views.
+    All outputs are held in memory: 0.2 GB per network for 50,000 examples of 1000 classes, and
+    twice that with ten views. They are also written to `evaluation.ensemble_dir`, if it is set, as
+    .npy files.
 
-    Raises UserError for a member that is not there or is of another data set, and for weights
-    searched on examples that they are then judged by.
+    Raises UserError for a member that does not exist or was trained on another data set, and if the
+    weights would be searched on examples of the evaluation.
     """
     began = time.monotonic()
     settings = config.evaluation
@@ -91,16 +92,18 @@ def evaluate_ensemble(config: Config) -> None:
                 f'{words}'
             )
         print(f'ensemble of {len(members)} by {settings.ensemble_weights} {_words(metrics)}')
-    processes.wait_for_all('the ensemble is saved')  # the end of the others would abort process 0
+    # If the other processes ended first, process 0 would abort.
+    processes.wait_for_all('the ensemble is saved')
 
 
 def search_weights(outputs: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
     """Return the weights of the mixture with the least log-loss: [K], at least 0, their sum 1.
 
-    `outputs`: K arrays [N, classes]; `labels` int [N]. Each round of expectation-maximisation sets
-    w_k <- mean_n (w_k p_k / sum_j w_j p_j), p_k the probability that network k gives the label. The
-    loss is convex, and max_k mean_n (p_k / sum_j w_j p_j) - 1 bounds what is left to gain. After t
-    rounds that is at most log(K) / t; where 10,000 do not reach `_GAP`, a warning says the bound.
+    `outputs` are K arrays [N, classes] and `labels` int [N]. Each round of expectation-maximisation
+    sets w_k <- mean_n (w_k p_k / sum_j w_j p_j), where p_k is the probability that network k gives
+    the label. The loss is convex, and its distance from the least loss is at most
+    max_k mean_n (p_k / sum_j w_j p_j) - 1, which is at most log(K) / t after t rounds. If it is
+    still above `_GAP` after 10,000 rounds, a warning says so.
     """
     rows = np.arange(len(labels))
     given = np.stack([_positive(output[rows, labels]) for output in outputs])
@@ -113,7 +116,8 @@ def search_weights(outputs: Sequence[np.ndarray], labels: np.ndarray) -> np.ndar
             return weights
         weights = weights * gains
     _logger.warning(
-        'the search of weights ended after %d rounds, its log-loss within %.1e nats of the least',
+        'the search for weights stopped after %d rounds; its log-loss is within %.1e nats of the '
+        'least',
         _MAX_ROUNDS,
         left,
     )
@@ -130,7 +134,7 @@ def mix(weights: np.ndarray, outputs: Sequence[Outputs]) -> Outputs:
 
 
 def _metrics(outputs: Outputs, labels: np.ndarray) -> dict[str, float]:
-    """Return loss and errors under the names of an evaluation; of equal outputs the first wins."""
+    """Return the loss and errors, named as in an evaluation; the first of equal outputs wins."""
     rows, metrics = np.arange(len(labels)), {}
     metrics['eval/loss'] = float(-np.mean(np.log(_positive(outputs[''][rows, labels]))))
     for name, output in outputs.items():
@@ -143,7 +147,7 @@ def _metrics(outputs: Outputs, labels: np.ndarray) -> dict[str, float]:
 
 
 def _positive(probabilities: np.ndarray) -> np.ndarray:
-    """Return float64 probabilities whose logarithms are finite."""
+    """Return the probabilities in float64, raised above 0 so that their logarithms are finite."""
     return np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny)
 
 
@@ -157,16 +161,16 @@ def _as_trained(config: Config, meta: Mapping[str, Any]) -> Config:
     ours, saved = config.to_dict(), meta['config']
     known = sections.fields(Config)
     for name, value in sections.flatten({k: saved[k] for k in ('model', 'augment')}).items():
-        if name in known:  # a field of an earlier release has no place here
+        if name in known:  # otherwise it is a field of another version
             *path, last = name.split('.')
             functools.reduce(operator.getitem, path, ours)[last] = value
     ours['data']['train_split'] = saved['data']['train_split']
-    ours['data']['train_examples'] = 0  # the run itself had the right ones
+    ours['data']['train_examples'] = 0  # unchecked: the run itself checked the number
     return Config.from_dict(ours)
 
 
 def _open_splits(config: Config) -> tuple[Split, Split | None]:
-    """Open the split to evaluate on, and the one to search weights on if they are searched."""
+    """Open the evaluation split, and the split to search weights on if they are searched."""
     split = sources.open_dataset(config.data).eval
     if config.evaluation.ensemble_weights == 'mean':
         return split, None
@@ -180,8 +184,8 @@ def _open_splits(config: Config) -> tuple[Split, Split | None]:
     search = sources.open_dataset(data).eval
     if search.overlaps(split):
         raise UserError(
-            f'config.evaluation.ensemble_search_split = {search.name!r} has examples that are in '
-            f'data.eval_split = {split.name!r}; search on others, or evaluate on others'
+            f'config.evaluation.ensemble_search_split = {search.name!r} shares examples with '
+            f'data.eval_split = {split.name!r}; choose splits that do not overlap'
         )
     return split, search
 
@@ -191,7 +195,7 @@ def _evaluate_member(config: Config, place: str, split: Split, search: Split | N
         if meta['data']['train_name'] != split.full_name:
             raise UserError(
                 f'{place} was trained on {meta["data"]["train_name"]}, not {split.full_name}; '
-                'the networks of an ensemble share one data set'
+                'all networks of an ensemble must be trained on the data set of the evaluation'
             )
         experiment = build(_as_trained(config, meta))
         params = restore_network(experiment.abstract_state().params, checkpoints, step, place)
@@ -226,7 +230,7 @@ def _require_different(members: Sequence[Member]) -> None:
 
 
 def _predict(experiment: Experiment, params: Any, split: Split) -> tuple[Outputs, np.ndarray]:
-    """Return the softmax outputs for every example of a split, in its order, and the labels."""
+    """Return the softmax outputs and the labels of every example of a split, in its order."""
     step = experiment.probability_step(experiment.config.evaluation.final_views)
     parts: dict[str, list[np.ndarray]] = {}
     with contextlib.closing(experiment.eval_batches(split)) as batches:
@@ -247,9 +251,11 @@ def _save(
     weights: np.ndarray,
     row: Mapping[str, Any],
 ) -> None:
-    """Write labels.npy, member_I.npy, member_I_10_views.npy, the search's too, and members.json.
+    """Write the labels and each member's outputs as .npy files, and members.json.
 
-    What every run leaves comes with them, `row` as the one of metrics.jsonl.
+    The outputs are member_I.npy and member_I_10_views.npy, and those for the search begin with
+    `search_`. The files of every run are written as well, with `row` as the only one of
+    metrics.jsonl.
     """
     directory.mkdir(parents=True, exist_ok=True)
     provenance.save(members[0].experiment, directory)

@@ -1,4 +1,4 @@
-"""Exact top-1 and top-5 errors: every example once, by one centre crop or the paper's ten views."""
+"""Evaluate exact top-1 and top-5 errors, with one centre crop or with the paper's ten views."""
 
 import collections
 import dataclasses
@@ -18,7 +18,7 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.storage import path_field, paths_field
 from alexnet_jax.training.step import copy_rows
 
-_IN_FLIGHT = 2  # batches on the devices at a time; more would only fill their memory
+_IN_FLIGHT = 2  # batches on the devices at a time; more would only use up their memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class EvaluationConfig(Section):
     ensemble_dir: str = field(path_field, role=PLACE)
 
     def check(self) -> None:
-        """Raise UserError for a split to search weights on where none are searched."""
+        """Raise UserError if there is a split to search weights on but no search."""
         if self.ensemble_search_split and self.ensemble_weights == 'mean':
             raise UserError(
                 'config.evaluation.ensemble_search_split is not used by ensemble_weights = '
-                "'mean'; set ensemble_weights='search' or take the split away"
+                "'mean'; set ensemble_weights='search' or remove the split"
             )
 
 
@@ -58,12 +58,13 @@ def eval_step(
       params: this device's shards.
       batch: images [rows of this device, H, W, C], labels and mask [rows of this copy].
       statistics: the same on every device.
-      model, augment: built from their sections.
-      views: 1, or 10 for the average of ten views' softmax outputs as well (Paper 4.1).
+      model, augment: built from their sections of the configuration.
+      views: 1, or 10 to evaluate the mean of ten views' softmax outputs as well (Paper 4.1).
 
     Returns:
-      Sums over the global batch: `examples`, `top1` and `top5` (errors, int32), `loss` (float), of
-      the centre crop; with ten views `top1_10_views` and `top5_10_views`.
+      Sums over the global batch: the number of `examples`, and for the centre crop the errors
+      `top1` and `top5` (int32) and the `loss` (float); with ten views also the errors
+      `top1_10_views` and `top5_10_views`.
     """
     logits = _logits(params, batch, statistics, model, augment, views)
     real = batch.mask.astype(bool)
@@ -91,8 +92,8 @@ def probability_step(
     """Return the softmax outputs of one batch on one device; the arguments are `eval_step`'s.
 
     Returns:
-      float [rows of this copy, classes] under `''`, those of the centre crop, and with ten views
-      under `'_10_views'` the mean of theirs (Paper 4.1).
+      float [rows of this copy, classes]: under `''` those of the centre crop, and with ten views
+      under `'_10_views'` their mean (Paper 4.1).
     """
     outputs = jax.nn.softmax(_logits(params, batch, statistics, model, augment, views))
     return {'': outputs[0]} | ({'_10_views': jnp.mean(outputs, axis=0)} if views == 10 else {})
@@ -115,7 +116,7 @@ def _logits(
 def _errors(
     scores: jax.Array, labels: jax.Array, real: jax.Array, suffix: str
 ) -> dict[str, jax.Array]:
-    """Count examples whose label is not the first, or not among the five first; ties by index."""
+    """Count the top-1 and top-5 errors; of equal scores the lower index ranks first."""
     _, best = jax.lax.top_k(scores, min(5, scores.shape[-1]))
     hits = best == labels[:, None]
     return {
@@ -134,8 +135,8 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Evaluate every example exactly once and return the metrics, `eval/top1_error` and so on.
 
-    Returns None when `stop` asked for an end midway. Raises AssertionError when the examples
-    counted are not the examples there are.
+    Returns None if `stop` returned True midway. Raises AssertionError if the number of examples
+    counted is not `num_examples`.
     """
     totals: collections.Counter = collections.Counter()
     pending: collections.deque = collections.deque()

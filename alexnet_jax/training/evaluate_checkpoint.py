@@ -1,4 +1,4 @@
-"""The errors of one checkpoint, whatever mesh it was trained on."""
+"""Evaluate one checkpoint, on any mesh."""
 
 import logging
 
@@ -18,8 +18,9 @@ _logger = logging.getLogger(__name__)
 def evaluate_checkpoint(experiment: Experiment, workdir: epath.Path) -> None:
     """Evaluate the checkpoint that `evaluation.checkpoint` names and print one line.
 
-    The line is `step N sha256 HEX top1_error X top5_error Y`, then the ten views' if asked for.
-    Raises UserError when there is no sound checkpoint, or it is of another network.
+    The line is `step N sha256 HEX top1_error X top5_error Y`, followed by the errors with ten views
+    if they were asked for. Raises UserError if there is no sound checkpoint or it is of another
+    network.
     """
     config = experiment.config
     provenance.require_same_in_all_processes(experiment, 'evaluate')

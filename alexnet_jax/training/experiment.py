@@ -1,4 +1,4 @@
-"""One configuration made into its parts: mesh, data, network, optimizer, compiled steps."""
+"""Build the parts of a run from its configuration: mesh, data, network, optimizer and steps."""
 
 import contextlib
 import dataclasses
@@ -26,15 +26,16 @@ from alexnet_jax.training.optim import Optimizer, make_optimizer
 from alexnet_jax.training.plan import Plan, make_plan
 from alexnet_jax.training.step import TrainState, init_state, state_specs, train_step
 
-_LARGE_PX = 1024  # something is left of it for every layer
+_LARGE_PX = 1024  # an image large enough for every layer to have an output
 BATCH_SPECS = Batch(images=mesh_lib.IMAGES, labels=mesh_lib.LABELS, mask=mesh_lib.LABELS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-    """The parts of one run. `dataset` and `statistics` are None in a dry run without data.
+    """The parts of one run.
 
-    What `config` leaves to the data (the classes, the split to evaluate on) is filled in there.
+    In `config`, the values that the user left to the data (the number of classes and the split to
+    evaluate on) are filled in. `dataset` and `host_statistics` are None without data.
     """
 
     config: Config
@@ -49,7 +50,7 @@ class Experiment:
 
     @property
     def crop_shape(self) -> tuple[int, ...]:
-        """What the network sees: (crop_px, crop_px, channels)."""
+        """The shape of the network's input: (crop_px, crop_px, channels)."""
         return (*2 * (self.config.augment.crop_px,), self.image_shape[-1])
 
     @functools.cached_property
@@ -69,7 +70,7 @@ class Experiment:
 
     @functools.cached_property
     def statistics(self) -> Statistics:
-        """Mean image and colour statistics on every device, float64 for a float64 network."""
+        """Mean image and colour statistics on every device, in the dtype of the parameters."""
         everywhere = NamedSharding(self.mesh, mesh_lib.REPLICATED)
         dtype = self.config.model.param_dtype
         arrays = jax.tree.map(lambda x: np.asarray(x, dtype), self.host_statistics)
@@ -79,7 +80,7 @@ class Experiment:
         return init_state(self.model, self.optimizer, self.crop_shape, self.config.seed)
 
     def init_state(self) -> TrainState:
-        """Draw the state where it belongs: no device ever holds the whole of a split array."""
+        """Draw the state on its own devices, so that none ever holds the whole of a split array."""
         return jax.jit(self._init, out_shardings=self.state_shardings)()
 
     def abstract_state(self) -> TrainState:
@@ -91,7 +92,7 @@ class Experiment:
         )
 
     def abstract_arguments(self) -> tuple[TrainState, Batch, Statistics]:
-        """Return what `train_step` takes, as shapes, dtypes and shardings."""
+        """Return the arguments of `train_step` as shapes, dtypes and shardings."""
         size, channels = self.config.training.batch_size, self.image_shape[-1]
         batch = Batch(
             images=jax.ShapeDtypeStruct((size, *self.image_shape), np.uint8),
@@ -112,7 +113,7 @@ class Experiment:
         return mesh_lib.per_device(step, self.mesh, self.config.parallel.backend, **how)
 
     def train_batches(self, steps: range) -> Generator[Batch, None, None]:
-        """Yield the batches of these steps as global arrays, each process reading its rows."""
+        """Yield the batches of these steps as global arrays; each process reads its own rows."""
         assert self.dataset is not None
         size = self.config.training.batch_size
         rows = pipeline.local_rows(self.batch_shardings, size)
@@ -128,7 +129,7 @@ class Experiment:
 
     @functools.cached_property
     def train_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-        """The jitted step of global arrays, `(state, batch, statistics) -> (state, metrics)`."""
+        """The jitted training step, `(state, batch, statistics) -> (state, metrics)`."""
         step = functools.partial(
             train_step,
             model=self.model,
@@ -147,7 +148,7 @@ class Experiment:
 
     @functools.cache  # noqa: B019 - one experiment lives as long as its process
     def eval_step(self, views: int) -> Callable[..., dict[str, jax.Array]]:
-        """The jitted evaluation of global arrays, `(params, batch, statistics) -> sums`."""
+        """The jitted evaluation step, `(params, batch, statistics) -> sums`."""
         step = functools.partial(eval_step, model=self.model, augment=self.augment, views=views)
         return self._per_device(
             step,
@@ -157,7 +158,7 @@ class Experiment:
 
     @functools.cache  # noqa: B019 - as above
     def probability_step(self, views: int) -> Callable[..., dict[str, jax.Array]]:
-        """The jitted softmax outputs of global arrays, `(params, batch, statistics) -> outputs`."""
+        """The jitted prediction step, `(params, batch, statistics) -> softmax outputs`."""
         step = functools.partial(
             probability_step, model=self.model, augment=self.augment, views=views
         )
@@ -168,7 +169,7 @@ class Experiment:
         )
 
     def eval_batches(self, split: Split) -> Generator[Batch, None, None]:
-        """Yield every example of a split once, on the devices; close it to end its threads."""
+        """Yield every example of a split once, on the devices; close this to end its threads."""
         size = self.config.evaluation.batch_size
         rows = pipeline.local_rows(self.batch_shardings, size)
         batches = pipeline.eval_batches(
@@ -183,7 +184,7 @@ class Experiment:
     def evaluate(
         self, params: Any, views: int, stop: Callable[[], bool] = lambda: False
     ) -> dict[str, float] | None:
-        """Return the metrics of the evaluation split, None when `stop` asked for an end midway."""
+        """Return the metrics of the evaluation split, or None if `stop` returned True midway."""
         assert self.dataset is not None
         split = self.dataset.eval
         with contextlib.closing(self.eval_batches(split)) as batches:
@@ -193,10 +194,10 @@ class Experiment:
 
 
 def build(config: Config, *, with_data: bool = True, mesh: Mesh | None = None) -> Experiment:
-    """Make the parts of a run; raise UserError for what does not fit.
+    """Build the parts of a run; raise UserError for parts that do not fit each other.
 
-    With `with_data=False` the data set is not opened and its sizes are those that the `data`
-    section expects. `mesh` takes the place of that of the `parallel` section.
+    With `with_data=False` the data set is not opened, and its sizes are taken from the `data`
+    section. `mesh` replaces the mesh of the `parallel` section.
     """
     mesh = mesh or mesh_lib.make_mesh(config.parallel, config.model.towers)
     training = config.training
@@ -228,7 +229,7 @@ def build(config: Config, *, with_data: bool = True, mesh: Mesh | None = None) -
 
 
 def _fill_in(config: Config, dataset: Dataset) -> Config:
-    """Return the configuration with what it leaves to the data.
+    """Fill in the number of classes and the evaluation split from the data.
 
     Raises UserError unless the network has one output for each class.
     """
@@ -246,20 +247,22 @@ def _fill_in(config: Config, dataset: Dataset) -> Config:
 
 
 def _check_sizes(experiment: Experiment) -> None:
-    """Raise UserError unless the crop fits the images and leaves something for each layer."""
+    """Raise UserError unless the crop fits into the images and every layer has an output."""
     crop_px, shape = experiment.config.augment.crop_px, experiment.image_shape
     if crop_px > min(shape[:2]):
         raise UserError(
-            f'config.augment.crop_px = {crop_px} is larger than the images, {shape}; lower it'
+            f'config.augment.crop_px = {crop_px} is larger than the images, which are {shape}; '
+            'lower it'
         )
     try:
         macs = count_macs(experiment.model, experiment.crop_shape)
     except (ValueError, TypeError):  # a kernel or a pooling window larger than its input
-        count_macs(experiment.model, (_LARGE_PX, _LARGE_PX, shape[-1]))  # else it fails here too
+        # With another cause, such as a bug, this fails on a large image, too.
+        count_macs(experiment.model, (_LARGE_PX, _LARGE_PX, shape[-1]))
         macs = {'a layer': 0}
     for name, count in macs.items():
         if count == 0:
             raise UserError(
-                f'config.augment.crop_px = {crop_px} leaves nothing for {name} to see; raise it '
+                f'config.augment.crop_px = {crop_px} is too small: {name} has no output; raise it '
                 'or lower the strides and windows of model.conv1 to model.conv6'
             )

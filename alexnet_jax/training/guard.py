@@ -1,4 +1,4 @@
-"""What keeps a run safe: one writer a workdir, an end on a signal or a hang, no bad state saved."""
+"""Keep a run safe: lock its workdir, stop on signals, end a hang, and refuse non-finite states."""
 
 import contextlib
 import datetime
@@ -25,15 +25,15 @@ from alexnet_jax.runtime import locks
 from alexnet_jax.runtime.errors import UserError
 
 _logger = logging.getLogger(__name__)
-_LOCK_WAIT_S = 120.0  # a job may be started again while its last end is still being written
+_LOCK_WAIT_S = 120.0  # a job may restart while the process before it is still saving
 
 
 @contextlib.contextmanager
 def workdir_lock(workdir: epath.Path, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
-    """Hold WORKDIR/LOCK for this run; process 0 does for all.
+    """Hold WORKDIR/LOCK for this run; process 0 holds it on behalf of all processes.
 
-    Raises UserError, naming the owner, when another run holds it for `wait_s` from now on, and when
-    not all processes see it: the workdir is one directory.
+    Raises UserError, naming the owner, when another run keeps the lock for `wait_s`, and when some
+    process does not see the lock: all processes must share one workdir.
     """
     with contextlib.ExitStack() as stack:
         processes.from_first(lambda: stack.enter_context(_lock(workdir, wait_s)))
@@ -44,7 +44,7 @@ def workdir_lock(workdir: epath.Path, wait_s: float = _LOCK_WAIT_S) -> Iterator[
 
 @contextlib.contextmanager
 def _lock(workdir: epath.Path, wait_s: float) -> Iterator[None]:
-    """Lock the file for this process, and write into it who that is."""
+    """Lock the file for this process, and write the process and its host into the file."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = open(workdir / 'LOCK', 'a+')  # noqa: SIM115
@@ -65,7 +65,7 @@ def _lock(workdir: epath.Path, wait_s: float) -> Iterator[None]:
         }
         file.write(json.dumps(owner))
         file.flush()
-        os.fsync(file.fileno())  # for other machines to see
+        os.fsync(file.fileno())  # so that other machines see it
         yield
 
 
@@ -76,21 +76,22 @@ def _owner(file: IO[str]) -> str:
 
 def _in_use(workdir: epath.Path, owner: str) -> UserError:
     remedy = 'wait for it to end or choose another --workdir'
-    if f'"host": "{socket.gethostname()}"' not in owner:  # a lost machine's may stay on NFS
-        remedy += f'; if that run is known to be dead, rm {shlex.quote(str(workdir / "LOCK"))}'
+    if f'"host": "{socket.gethostname()}"' not in owner:  # NFS may keep a lost machine's lock
+        remedy += f'; if you know that that run has ended, rm {shlex.quote(str(workdir / "LOCK"))}'
     return UserError(f'{workdir} is in use by {owner}; {remedy}')
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGINT so that the loop can save and end; a second one ends at once.
+    """Records SIGTERM and SIGINT so that the loop can save and stop; a second signal ends at once.
 
-    Several processes stop at the same step when any of them gets one. There SIGTERM belongs to
-    jax.distributed, which tells the others, so a second SIGTERM is not noticed.
+    With several processes, all stop at the same step when any of them gets a signal. SIGTERM is
+    then handled by jax.distributed, which tells the other processes, so a second SIGTERM has no
+    effect.
     """
 
     def __init__(self) -> None:
-        self.received = 0  # the signal to stop for, once all processes have agreed to
-        self._noted = 0  # the signal that this process got
+        self.received = 0  # the signal to stop for, once all processes have agreed to stop
+        self._noted = 0  # the signal that this process has received
         self._checks = 0
         self._alone = jax.process_count() == 1
         self._previous: dict[int, Any] = {}
@@ -112,7 +113,7 @@ class StopSignal:
             signal.raise_signal(signal.SIGTERM)
 
     def due(self) -> bool:
-        """Say whether to stop now; all processes ask equally often and get the same answer."""
+        """Say whether to stop now; all processes must ask equally often and get the same answer."""
         self._checks += 1
         if self._alone:
             self.received = self._noted
@@ -122,21 +123,22 @@ class StopSignal:
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number: 143 for SIGTERM, 130 for SIGINT."""
+        """Return 128 + the signal's number: 143 for SIGTERM, 130 for SIGINT."""
         return 128 + self.received
 
 
-_HUNG = 75
-_PATIENCE = 10
-_LAST_WORDS_S = 10.0  # the file system may hang, too
-_OTHERS_S = 5.0  # the end of one ends the others, which are to write their stacks before
+_HUNG = 75  # exit code
+_PATIENCE = 10  # how many times longer a slow operation may take
+_LAST_WORDS_S = 10.0  # to write the stacks in, because the file system may hang, too
+_OTHERS_S = 5.0  # to wait: once this process ends, the others can no longer write their stacks
 
 
 class Watchdog:
-    """Ends the run, exit code 75, when what it expects takes longer than `limit_s`; 0: never.
+    """Ends the run with exit code 75 when an operation takes longer than `limit_s`; 0: never.
 
-    It counts its own ticks and no clock: none passes while the process is stopped (SIGSTOP) or the
-    machine asleep. The stacks of all threads go to WORKDIR/hang-N.txt, N the process.
+    It counts its own ticks instead of reading a clock, so that no time passes while the process is
+    stopped (SIGSTOP) or the machine is asleep. It writes the stacks of all threads to
+    WORKDIR/hang-N.txt, where N is the number of the process.
     """
 
     def __init__(self, workdir: epath.Path, limit_s: float) -> None:
@@ -155,7 +157,7 @@ class Watchdog:
         self._ended.set()
 
     def expect(self, what: str, slow: bool = False) -> None:
-        """Begin to wait for `what`; ten times as long for what is slow, compilations included."""
+        """Begin to time the operation `what`; a slow one may take ten times as long as others."""
         self._expected = (what, self._limit_s * (_PATIENCE if slow else 1))
 
     def _watch(self) -> None:
@@ -168,7 +170,7 @@ class Watchdog:
                 self._end(*seen)
 
     def _end(self, what: str, limit_s: float) -> None:
-        """Write the stacks and end, even if nothing can be written any more."""
+        """Write the stacks and end the process, even if the file system hangs."""
 
         def last_words() -> None:
             with open(self._path, 'w') as file:
@@ -189,13 +191,13 @@ class Watchdog:
 
 
 _LOWER_THE_RATE = (
-    'nothing was saved from there on; lower --config.optim.learning_rate and run the same command, '
-    'which goes on from the last checkpoint, or choose another --workdir'
+    'no checkpoint was saved after that; lower --config.optim.learning_rate and run the same '
+    'command, which continues from the last checkpoint, or choose another --workdir'
 )
 
 
 def require_finite_loss(step: int, loss: float, where: str) -> None:
-    """Raise UserError when the loss `where` (in training, in the evaluation) is not a number."""
+    """Raise UserError when a loss is not finite; `where` says which one, as 'in the evaluation'."""
     if not math.isfinite(loss):
         raise UserError(f'the loss is {loss} {where} at step {step}; {_LOWER_THE_RATE}')
 
@@ -206,6 +208,6 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def require_finite_parameters(step: int, params: Any) -> None:
-    """Raise UserError when a parameter is not finite, so that it is not saved."""
+    """Raise UserError when a parameter is not finite, so that no such state is saved."""
     if not _all_finite(params):
         raise UserError(f'a parameter is not finite after step {step}; {_LOWER_THE_RATE}')

@@ -1,4 +1,4 @@
-"""Training from the first step to the last."""
+"""The training loop, from the first step to the last."""
 
 import collections
 import contextlib
@@ -17,14 +17,14 @@ from alexnet_jax.training import guard, provenance
 from alexnet_jax.training.experiment import Experiment
 from alexnet_jax.training.step import TrainState
 
-_IN_FLIGHT = 2  # steps dispatched ahead of the one whose loss is looked at
+_IN_FLIGHT = 2  # steps dispatched ahead of the one whose loss is checked
 
 
 def train(experiment: Experiment, workdir: epath.Path) -> int:
     """Train until the configured end, from the newest checkpoint if there is one.
 
-    Returns the exit code: 0, or 128 + the signal's number after a signal, the state saved.
-    Raises UserError for what the user can mend.
+    Returns the exit code: 0, or 128 + the signal's number when a signal stopped the run, whose
+    state is then saved. Raises UserError for errors that the user can mend.
     """
     provenance.require_same_in_all_processes(experiment, 'train')
     config, plan = experiment.config, experiment.plan
@@ -73,7 +73,7 @@ def train(experiment: Experiment, workdir: epath.Path) -> int:
 
 @dataclasses.dataclass
 class _Run:
-    """What the loop does between steps."""
+    """The work of the loop between steps: logging, saving and evaluating."""
 
     experiment: Experiment
     checkpoints: Checkpoints
@@ -83,12 +83,13 @@ class _Run:
     pending: collections.deque = dataclasses.field(default_factory=collections.deque)
 
     def note(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Take a step's metrics; look at those of an earlier step, so the devices stay busy."""
+        """Queue a step's metrics and log those of an earlier step, which keeps the devices busy."""
         self.pending.append((step, metrics))
         if len(self.pending) > _IN_FLIGHT:
-            self._look()
+            self._log_oldest()
 
-    def _look(self) -> None:
+    def _log_oldest(self) -> None:
+        """Check the loss of the oldest queued step, and log its metrics where that is due."""
         step, on_device = self.pending.popleft()
         metrics = {name: value.item() for name, value in jax.device_get(on_device).items()}
         rate = metrics['train/learning_rate']
@@ -98,9 +99,9 @@ class _Run:
             self.log.train(step, plan.epoch(step), metrics, training.batch_size)
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-        """Save, once everything up to this step is known to be sound."""
+        """Save the state, after checking that all losses so far and the parameters are finite."""
         while self.pending:
-            self._look()
+            self._log_oldest()
         self.watchdog.expect(f'the save of step {step}', slow=True)
         with self.log.spending('other'):
             guard.require_finite_parameters(step, state.params)
@@ -108,9 +109,9 @@ class _Run:
             memory.trim()
 
     def evaluate_and_save(self, step: int, state: TrainState) -> TrainState:
-        """Evaluate, tell the plateau rule, save; the state is unchanged if a signal came midway."""
+        """Evaluate, update the plateau rule and save; a signal midway leaves the state as it is."""
         while self.pending:
-            self._look()
+            self._log_oldest()
         experiment = self.experiment
         last = step == experiment.plan.total_steps
         views = (
@@ -124,7 +125,8 @@ class _Run:
             plateau = experiment.optimizer.after_evaluation(
                 jax.device_get(state.plateau), metrics['eval/top1_error']
             )
-            # From the host: jax 0.10.2 puts an array of one process's device on many wrongly.
+            # Through the host: jax 0.10.2 wrongly copies an array from a device of one process to
+            # the devices of several.
             plateau = jax.device_put(jax.device_get(plateau), experiment.state_shardings.plateau)
         state = state.replace(plateau=plateau)
         self.log.evaluation(step, experiment.plan.epoch(step), metrics)
@@ -160,14 +162,14 @@ def _resume_or_init(
 
 
 def _check_same_run(experiment: Experiment, meta: dict[str, Any]) -> dict[str, str]:
-    """Return what changed since the checkpoint; raise UserError for what must not."""
+    """Return what changed since the checkpoint; raise UserError for a change that may not be."""
     changes = experiment.config.changes_since(meta['config'])
     assert experiment.dataset is not None
     for name, value in experiment.dataset.fingerprint().items():
         if not name.startswith('eval_') and meta['data'].get(name) != value:
             raise UserError(
                 f'the data set has changed: {name} is {value!r} and was {meta["data"].get(name)!r} '
-                'when this run was saved; give back the old data or choose another --workdir'
+                'when this run was saved; restore the old data or choose another --workdir'
             )
     return changes
 

@@ -2,9 +2,9 @@
 
 Paper 5:  v <- 0.9 v - 0.0005 lr w - lr dL/dw;  w <- w + v
 
-The learning rate stands inside the velocity: at a drop the old velocity keeps the old rate.
-`optax.sgd` keeps it outside and departs from the paper at every drop. Parameters are
-`{layer: {'kernel': ..., 'bias': ...}}`, and each of them may have a rate of its own.
+The learning rate is part of the velocity, so after a drop the old velocity keeps the old rate.
+`optax.sgd` multiplies the velocity by the rate instead and so departs from the paper at every drop.
+Parameters are `{layer: {'kernel': ..., 'bias': ...}}`, and each may have a rate of its own.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from alexnet_jax.runtime.config import (
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.plan import Plan
 
-_SOME_GAIN = 1e-30  # optax refuses 0, which here means: any gain at all
+_SOME_GAIN = 1e-30  # optax refuses 0, which here means that any gain counts
 
 
 _LAYERS = (*CONVOLUTIONS, 'fc6', 'fc7', 'fc8')
@@ -91,7 +91,7 @@ class OptimConfig(Section):
     events: tuple[tuple[float, str, float], ...] = field(_events, role=SCHEDULE)
 
     def check(self) -> None:
-        """Raise UserError for drops that would never come: such a run trains on and looks well."""
+        """Raise UserError for a schedule that would never drop the rate, without any other sign."""
         if self.schedule == 'steps' and not self.milestone_epochs:
             raise UserError(
                 "config.optim.schedule = 'steps' without config.optim.milestone_epochs never "
@@ -99,8 +99,8 @@ class OptimConfig(Section):
             )
         if self.schedule == 'plateau' and self.milestone_epochs:
             raise UserError(
-                f'config.optim.milestone_epochs = {self.milestone_epochs} is not used by schedule '
-                "= 'plateau'; set schedule='steps' or milestone_epochs=()"
+                f'config.optim.milestone_epochs = {self.milestone_epochs} is not used by '
+                "schedule = 'plateau'; set schedule='steps' or milestone_epochs=()"
             )
 
 
@@ -122,7 +122,7 @@ class Optimizer:
         return typing.cast(ReduceLROnPlateauState, self.plateau.init(jnp.zeros((), jnp.float32)))
 
     def learning_rate(self, step: jax.Array, plateau: ReduceLROnPlateauState) -> jax.Array:
-        """Return a step's learning rate, float32 scalar, where no layer has one of its own."""
+        """Return a step's learning rate for layers without one of their own, float32 scalar."""
         with jax.numpy_dtype_promotion('standard'):  # optax mixes Python numbers and int32
             rate = jnp.asarray(self.schedule(step), jnp.float32)
         rate = rate * plateau.scale if self.uses_plateau else rate
@@ -143,7 +143,7 @@ class Optimizer:
         return jax.tree_util.tree_map_with_path(own, params)
 
     def _after_events(self, rate: jax.Array, layer: str, step: jax.Array) -> jax.Array:
-        """Return the rate that the last event of `layer` gave it, before its first one `rate`."""
+        """Return the rate set by the last event of `layer`, or `rate` before its first event."""
         for start, name, new in self.events:
             if name == layer:
                 new_rate = self._warm_up(jnp.float32(new), step)
@@ -176,11 +176,11 @@ class Optimizer:
 def make_optimizer(config: OptimConfig, plan: Plan) -> Optimizer:
     """Build the optimizer of a run.
 
-    `schedule`: 'constant'; 'steps' multiplies the rate by drop_factor at each of milestone_epochs;
-    'plateau' does so when the evaluated top-1 error has not improved by plateau_min_delta for
-    plateau_patience evaluations in a row, plateau_max_drops times at most. Whatever the schedule
-    says, an event (epoch, layer, rate) sets a layer's rate from that epoch on; one for 'all' sets
-    that of the layers without an event of their own.
+    The schedule 'constant' keeps the rate; 'steps' multiplies it by drop_factor at each of
+    milestone_epochs; 'plateau' does so when the evaluated top-1 error has not improved by
+    plateau_min_delta for plateau_patience evaluations in a row, plateau_max_drops times at most.
+    An event (epoch, layer, rate) overrides the schedule: it sets the layer's rate from that epoch
+    on. An event for 'all' sets the rate of every layer without an event of its own.
     """
     scale = plan.batch_size / config.reference_batch if config.reference_batch else 1.0
     drops: dict[int, float] = {}
@@ -231,7 +231,7 @@ def _factor(factors: tuple[tuple[str, float], ...], layer: str, kind: str) -> fl
 def _add_decay(
     weight_decay: float, factors: tuple[tuple[str, float], ...]
 ) -> optax.GradientTransformation:
-    """Add weight_decay * factor * w, which `optax.add_decayed_weights` does with one factor."""
+    """Add weight_decay * factor * w; `optax.add_decayed_weights` has one factor for all weights."""
 
     def add(path: Any, update: jax.Array, w: jax.Array) -> jax.Array:
         return update + weight_decay * _factor(factors, *(key.key for key in path)) * w
@@ -240,7 +240,7 @@ def _add_decay(
 
 
 def _scale_by_given_rates() -> optax.GradientTransformationExtraArgs:
-    """Multiply by -learning_rates, given at each call: a schedule would count steps once more."""
+    """Multiply by -learning_rates, given at each call: a schedule would count the steps again."""
 
     def update(updates, state, params=None, **extra_args) -> Any:
         del params
@@ -253,8 +253,8 @@ def _scale_by_given_rates() -> optax.GradientTransformationExtraArgs:
 def _scale_by_trust_ratio(trust: float) -> optax.GradientTransformationExtraArgs:
     """Multiply the update u of each kernel w, decay included, by trust |w| / |u| (LARS, You 2017).
 
-    That is `optax.scale_by_trust_ratio` for kernels that several devices share; a bias, or a norm
-    of zero, leaves the update as it is.
+    This is `optax.scale_by_trust_ratio` for kernels that are split over several devices. Updates of
+    biases stay as they are, and so do those where either norm is zero.
     """
 
     def update(updates, state, params=None, **extra_args) -> Any:

@@ -1,4 +1,4 @@
-"""The section `training`, and its durations in steps once the number of examples is known."""
+"""The section `training`, and its durations converted from epochs to steps."""
 
 import dataclasses
 import fractions
@@ -32,7 +32,7 @@ class TrainingConfig(Section):
     compilation_cache_dir: str = field(path_field, role=PLACE)
 
     def check(self) -> None:
-        """Raise UserError for a run without an end."""
+        """Raise UserError for a run that would never end."""
         if self.total_steps == 0 and self.total_epochs == 0:
             raise UserError(
                 'config.training.total_epochs and config.training.total_steps are both 0; set one'
@@ -49,7 +49,7 @@ class Plan:
     eval_every_epochs: float
 
     def first_step(self, epoch: float | fractions.Fraction) -> int:
-        """Return the first step of an epoch; batches run across the end of an epoch."""
+        """Return the first step of an epoch; a batch may hold examples of two epochs."""
         return math.ceil(_as_written(epoch) * self.num_examples / self.batch_size)
 
     def epoch(self, step: int) -> float:
@@ -57,7 +57,7 @@ class Plan:
         return step * self.batch_size / self.num_examples
 
     def eval_due(self, step: int) -> bool:
-        """Say whether the run evaluates after `step` steps: each period, and at the end."""
+        """Say whether the run evaluates after `step` steps: once each period, and at the end."""
         if step in (0, self.total_steps):
             return step > 0
         if self.eval_every_epochs == 0:
@@ -68,14 +68,14 @@ class Plan:
 
 
 def _as_written(epoch: float | fractions.Fraction) -> fractions.Fraction:
-    """Return 1/10 for 0.1, which as a binary fraction is more and would begin a step later."""
+    """Return the exact decimal, 1/10 for 0.1: its float is larger and would begin a step later."""
     return fractions.Fraction(str(epoch))
 
 
 def make_plan(config: TrainingConfig, num_examples: int) -> Plan:
     """Return the durations in steps; raise UserError for a training split without examples."""
     if num_examples < 1:
-        raise UserError('the training split has no example; name another data.train_split')
+        raise UserError('the training split has no examples; name another data.train_split')
     plan = Plan(num_examples, config.batch_size, config.total_steps, config.eval_every_epochs)
     steps = config.total_steps or plan.first_step(config.total_epochs)
     return dataclasses.replace(plan, total_steps=steps)

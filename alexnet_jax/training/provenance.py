@@ -1,4 +1,4 @@
-"""What a run is made of: kept beside its metrics, and compared between its processes."""
+"""Record the configuration, versions and data of a run, and compare them between processes."""
 
 import hashlib
 import importlib.metadata
@@ -33,13 +33,13 @@ _SOURCE = pathlib.Path(__file__).parents[1]
 
 
 def save(experiment: Experiment, workdir: epath.Path) -> None:
-    """Save what a start of a run rests on, beside its metrics.
+    """Save the configuration, the environment and a description of the data in the workdir.
 
-    `config.json`, the resolved configuration, and `environment.json`, the versions, arguments and
-    devices, are those of the newest start; `starts/N` keeps both of each start, N from 1. `data`
-    holds what is needed to use the network when the data set is gone: `statistics.npz`, the mean
-    image and the colour statistics, and `data.json`, the names of the classes, what identifies the
-    data, and how they were prepared where that is known.
+    `config.json` (the resolved configuration) and `environment.json` (versions, arguments and
+    devices) describe the newest start of the run; `starts/N` keeps both files of each start, N from
+    1. `data` holds what is needed to use the network without its data set: `statistics.npz`, the
+    mean image and the colour statistics; and `data.json`, the names of the classes, the data set's
+    fingerprint and, where it is known, how the data were prepared.
     """
     environment = {
         'arguments': sys.argv[1:],
@@ -77,7 +77,7 @@ def _save_data(experiment: Experiment, directory: epath.Path) -> None:
 
 
 def _write(path: epath.Path, content: bytes) -> None:
-    """Write a file under a temporary name first: what a kill leaves is the old one or the new."""
+    """Write a file atomically: under a temporary name first, so that a kill leaves it whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'{path.name}.tmp')
     temporary.write_bytes(content)
@@ -85,10 +85,10 @@ def _write(path: epath.Path, content: bytes) -> None:
 
 
 def require_same_in_all_processes(experiment: Experiment, mode: str) -> None:
-    """Raise UserError, naming what differs, unless all processes do the same with the same.
+    """Raise UserError, naming the first difference, unless all processes run the same program.
 
-    They are asked for the mode, the configuration, the data, the versions and this package's
-    source; only where the data lies may differ.
+    The mode, the configuration, the data, the versions and this package's source are compared; only
+    the path of the data may differ.
     """
     assert experiment.dataset is not None
     facts: dict[str, Any] = {'--mode': mode}

@@ -18,15 +18,15 @@ from alexnet_jax.training.optim import Optimizer
 
 
 class TrainState(struct.PyTreeNode):
-    """All that a run carries from step to step; what a checkpoint holds.
+    """The state that a run carries from step to step and that a checkpoint holds.
 
-    The data order and all random numbers follow from the seed and the step, so they are not here.
+    It has no data order and no random state, because both follow from the seed and the step.
     """
 
-    step: Any  # int32 scalar, steps done
+    step: Any  # int32 scalar, number of steps done
     params: Any  # {layer: {kernel, bias}}
     opt_state: Any  # the velocity
-    plateau: Any  # the plateau rule: its scale multiplies the learning rate
+    plateau: Any  # state of the plateau rule, whose scale multiplies the learning rate
 
 
 def init_key(seed: int) -> jax.Array:
@@ -42,7 +42,7 @@ def step_keys(seed: int, step: jax.Array) -> jax.Array:
 def init_state(
     model: AlexNet, optimizer: Optimizer, image_shape: tuple[int, ...], seed: int
 ) -> TrainState:
-    """Return the state before the first step, of the whole network; `image_shape` is the crop's."""
+    """Return the whole network's state before the first step; `image_shape` is that of a crop."""
     params = init_parameters(model, image_shape, init_key(seed))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -53,7 +53,7 @@ def init_state(
 
 
 def state_specs(model: AlexNet, optimizer: Optimizer, image_shape: tuple[int, ...]) -> TrainState:
-    """Return the PartitionSpec of every leaf: the velocity lies where its weight lies."""
+    """Return the PartitionSpec of every leaf; each velocity is split as its weight is."""
     boxed = abstract_variables(model, image_shape)
     params = nn.get_partition_spec(boxed)
     opt_state = optax.tree_utils.tree_map_params(
@@ -68,7 +68,7 @@ def state_specs(model: AlexNet, optimizer: Optimizer, image_shape: tuple[int, ..
 
 
 def copy_rows(model: AlexNet, rows_of_copy: int) -> jax.Array:
-    """Return the indices in the global batch of the rows of this copy of the network, int32."""
+    """Return the rows of the global batch that this copy of the network computes, int32."""
     return model.collectives.data_index() * rows_of_copy + jnp.arange(rows_of_copy, dtype=jnp.int32)
 
 
@@ -81,10 +81,10 @@ def loss_and_gradients(
     *,
     model: AlexNet,
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
-    """Return ((loss, logits) of this copy's rows, unreduced gradients of loss / model devices).
+    """Return ((loss, logits), gradients) for the rows of this copy of the network.
 
-    The loss is the mean cross-entropy of the softmax (Paper 3.5). Reduce the gradients with
-    `Collectives.sum_gradients`.
+    The loss is the mean cross-entropy of the softmax (Paper 3.5). The gradients are those of the
+    loss divided by the number of devices of a copy; reduce them with `Collectives.sum_gradients`.
     """
 
     def loss_fn(params):
@@ -109,17 +109,18 @@ def train_step(
     seed: int,
     accumulation_steps: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Do one step of the paper's training on one device (Paper 5).
+    """Do one training step on one device (Paper 5).
 
     Args:
       state: this device's shards.
       batch: images [rows of this device, H, W, C], labels [rows of this copy].
       statistics: the same on every device.
-      model, optimizer, augment: built from their sections.
+      model, optimizer, augment: built from their sections of the configuration.
       param_specs: PartitionSpec of every parameter.
       seed: the run's seed.
-      accumulation_steps: parts of the batch whose gradients are averaged, one after the other. The
-        result is that of the undivided batch up to rounding.
+      accumulation_steps: number of parts into which the batch is divided. They are computed one
+        after the other and their gradients averaged, which equals the undivided batch up to
+        rounding.
 
     Returns:
       The next state, and the step's `train/loss`, `train/top1_error`, `train/learning_rate`.
@@ -129,7 +130,7 @@ def train_step(
     rows = copy_rows(model, batch.labels.shape[0])
 
     def part_gradients(images, labels, part_rows):
-        """images: rows of this shard; labels, part_rows: rows of this copy."""
+        """Return (loss, error) and gradients; `images` are this shard's, the rest this copy's."""
         here = images.shape[0]
         own = jax.lax.dynamic_slice_in_dim(part_rows, collectives.shard_index() * here, here)
         images = augment.training(images, statistics, augment_key, own, state.step)
@@ -170,7 +171,7 @@ def train_step(
 
 
 def _mean_over_parts(function: Callable[..., Any], *parts: jax.Array) -> Any:
-    """Average `function` over the first axis of its arguments, one part after the other."""
+    """Average `function` over the first axis of its arguments, one index at a time."""
     count = parts[0].shape[0]
     if count == 1:
         return function(*(part[0] for part in parts))
@@ -184,7 +185,7 @@ def _mean_over_parts(function: Callable[..., Any], *parts: jax.Array) -> Any:
 
 
 def _parts(x: jax.Array, count: int, blocks: int) -> jax.Array:
-    """Split rows that lie in `blocks` equal blocks into parts with rows of every block.
+    """Split rows, which lie in `blocks` equal blocks, into `count` parts with rows of every block.
 
     [blocks * count * n, ...] -> [count, blocks * n, ...]
     """

@@ -116,12 +116,12 @@ def test_where_it_stops_paying(assumed):
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        (['speed=3'], 'name one of devices, '),
+        (['speed=3'], 'the name must be one of devices, '),
         (['mfu=fast'], "'fast' is not a number"),
         (['mfu'], "'' is not a number"),
-        (['link_gb_s=0'], 'link_gb_s=0: 0.0 is too small'),
+        (['link_gb_s=0'], 'link_gb_s=0: 0.0 is too small; it must be above 0'),
         (['devices=8+0'], '0 is too small'),
-        (['overlap=-1', 'mfu=0.1'], '-1.0 is too small'),
+        (['overlap=-1', 'mfu=0.1'], '-1.0 is too small; it must be at least 0'),
     ],
 )
 def test_a_wrong_assumption_is_named(words, message):
@@ -132,9 +132,9 @@ def test_a_wrong_assumption_is_named(words, message):
 def test_a_batch_that_does_not_divide_is_refused():
     assumed = Assumptions.parse(['devices=8+512', 'images_per_device=0'])
     assert assumed.devices == (8, 512)
-    with pytest.raises(UserError, match='devices=12 must be 1, 2, 4 or divide by 8'):
+    with pytest.raises(UserError, match='devices=12 must be 1, 2, 4 or a multiple of 8'):
         prediction.predict(PAPER, Assumptions(devices=(12,)))
-    with pytest.raises(UserError, match='128 images do not divide by 512 devices'):
+    with pytest.raises(UserError, match='128 images do not divide evenly over 512 devices'):
         prediction.predict(PAPER, assumed)
 
 

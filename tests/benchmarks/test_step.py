@@ -304,7 +304,7 @@ def test_the_other_process_ends_with_the_comparison(monkeypatch):
 
 
 def test_a_sweep_ends_where_the_memory_does(monkeypatch):
-    with pytest.raises(UserError, match=r'on a CPU set training\.batch_size'):
+    with pytest.raises(UserError, match=r'on a CPU leave it out and set training\.batch_size'):
         step.sweep(configuration())
     asked = []
 

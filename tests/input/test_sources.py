@@ -245,14 +245,14 @@ def test_fingerprint(data_dir):
 
 
 def test_missing(prepared):
-    there = 'there: photos, tiny, unlabelled, varying'
+    there = 'which has photos, tiny, unlabelled, varying'
     line = refused("'digits'", str(prepared), there, dir=prepared, name='digits')
     assert f'python -m alexnet_jax.prepare digits --data_dir={prepared}' in line
     command = f'tfds build cifar10 --file_format=array_record --data_dir={prepared}'
     refused("'cifar10'", command, dir=prepared, name='cifar10')
     refused('alexnet_jax.prepare --help', there, dir=prepared, name='tinny')
     refused("'tiny:7.0.0'", there, dir=prepared, name='tiny:7.0.0')
-    refused('there: none', dir=prepared / 'nowhere', name='mnist')
+    refused('which has none', dir=prepared / 'nowhere', name='mnist')
 
 
 def edit_json(path, edit):
@@ -275,7 +275,7 @@ def test_metadata_missing_or_cut(data_dir, damage):
     path.write_text(path.read_text()[:99])
     if damage == 'delete':
         path.unlink()
-    refused(str(path.parent), 'not a whole data set', dir=data_dir, name='photos')
+    refused(str(path.parent), 'not a complete data set', dir=data_dir, name='photos')
 
 
 @pytest.mark.parametrize('split', ['valid', 'train[:9x%]', 'train[:200]', 'train['])
@@ -359,7 +359,7 @@ def test_a_file_missing_or_cut(data_dir, damage):
     path.write_bytes(path.read_bytes()[:size])
     if damage == 'delete':
         path.unlink()
-    line = refused(str(path), '0 records of 7', f'{path.parent} is moved away', dir=data_dir)
+    line = refused(str(path), '0 of 7 records', f'move {path.parent} away', dir=data_dir)
     assert 'rm -r' not in line, 'the command that makes it again is not known'
     # A slice without that file is whole.
     assert len(open_dataset(data_dir, train_split='train[:6]').train) == 6

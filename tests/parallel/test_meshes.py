@@ -194,7 +194,7 @@ def test_each_image_crosses_to_the_devices_once(monkeypatch, towers, data, model
     [
         ({'data': 9, 'model': 1}, 'needs 9 devices and there are 8'),
         ({'data': 4, 'model': 4}, 'needs 16 devices'),
-        ({'data': 2, 'model': 8}, 'needs 16 devices and there are 8; lower them, or try it on the'),
+        ({'data': 2, 'model': 8}, 'needs 16 devices and there are 8; lower one of the two, or try'),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_one_line(sizes, words):

@@ -23,9 +23,9 @@ LOCAL = str(ROOT / 'launch' / 'local.sh')
     [
         (
             ('auto', 'a:1', None, None),
-            '--distributed=auto finds .* leave out --coordinator_address',
+            '--distributed=auto finds .* leave out either --coordinator_address or --distributed',
         ),
-        (('slurm', '', 2, None), '--distributed=slurm finds .* leave out --num_processes'),
+        (('slurm', '', 2, None), '--distributed=slurm finds .* leave out either --num_proc'),
         (
             ('off', 'a:1', None, None),
             '--coordinator_address needs --num_processes and --process_id',
@@ -91,10 +91,10 @@ def test_no_launcher_and_a_taken_port_are_one_line_each():
         done = _python(f'connect("auto"); connect("slurm"); connect("off", "a:{port}", 2, 0)')
     auto, slurm, taken = done.stdout.splitlines()
     assert re.fullmatch('the processes cannot meet by auto .*JAX finds no launcher here.*', auto)
-    assert re.fullmatch('the processes cannot meet by slurm .*start them by srun', slurm)
+    assert re.fullmatch('the processes cannot meet by slurm .*start them with srun', slurm)
     assert taken == (
         f'port {port} of --coordinator_address cannot be opened here (Address already in use); '
-        'choose another one for all processes'
+        'choose another port for all processes'
     )
 
 
@@ -106,7 +106,7 @@ def test_a_process_that_never_starts_is_one_line(number):
     assert done.returncode == 134
     lines = [line for line in done.stderr.splitlines() if 'error: ' in line]
     assert len(lines) == 1
-    assert re.search('not all processes came at .* in 2 s', lines[0])
+    assert re.search('not all processes connected at .* within 2 s', lines[0])
 
 
 def test_a_proxy_is_not_asked_the_way_to_another_process():

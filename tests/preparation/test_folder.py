@@ -206,7 +206,7 @@ def test_an_unpacked_tar_is_kept_for_the_next_run_after_an_error(tmp_path, capsy
     assert '1 images cannot be used' in capsys.readouterr().err
     (kept,) = (tmp_path / 'own').glob('source_*.tar')
     assert run(source, tmp_path, '--skip_broken') == 0
-    assert 'unpacking' not in capsys.readouterr().out
+    assert 'decompressing' not in capsys.readouterr().out
     assert not kept.exists()
     check_both(read(tmp_path)[0])
 
@@ -214,13 +214,13 @@ def test_an_unpacked_tar_is_kept_for_the_next_run_after_an_error(tmp_path, capsy
 @pytest.mark.parametrize(
     ('files', 'flags', 'words'),
     [
-        ({}, (), ['holds no image']),
-        ({'train/ant/a.txt': b''}, (), ['holds no image']),
+        ({}, (), ['contains no image']),
+        ({'train/ant/a.txt': b''}, (), ['contains no image']),
         (tree((), count=2), (), ['--eval_fraction=0.1']),
-        (tree((), count=2), ('--eval_fraction=0.1',), ['leaves none apart']),
+        (tree((), count=2), ('--eval_fraction=0.1',), ['leaves one split empty']),
         (tree(('train',)), (), ['--eval_fraction=0.1']),
         (tree(('test',)), (), ['no train folder']),
-        (BOTH, ('--eval_fraction=0.1',), ['leave --eval_fraction away']),
+        (BOTH, ('--eval_fraction=0.1',), ['leave out --eval_fraction']),
         (BOTH | {'test/cow/1.png': png(0)}, (), ['no training images of cow']),
         (BOTH | {'train/0.png': png(0)}, (), ['train/0.png']),
         (BOTH | {'train/ant/deep/0.png': png(0)}, (), ['train/ant/deep/0.png']),
@@ -243,8 +243,8 @@ def test_archives_that_cannot_be_read(tmp_path, capsys):
     refused(capsys, tmp_path / 'none', tmp_path, 'No such file', tmp_path / 'none')
     for kind, words in (
         ('tar', 'as a tar'),
-        ('tar.xz', 'cannot unpack'),
-        ('tar.gz', 'cannot unpack'),
+        ('tar.xz', 'cannot decompress'),
+        ('tar.gz', 'cannot decompress'),
         ('zip', 'neither a folder nor a .tar, .tar.xz, .tar.gz or .tar.bz2; unpack it first'),
     ):
         source = tmp_path / f'source.{kind}'
@@ -253,5 +253,5 @@ def test_archives_that_cannot_be_read(tmp_path, capsys):
     whole = lzma.compress(tar_bytes(BOTH.items()))
     source = tmp_path / 'cut.tar.xz'
     source.write_bytes(whole[: len(whole) // 2])
-    refused(capsys, source, tmp_path, 'cannot unpack', source)
+    refused(capsys, source, tmp_path, 'cannot decompress', source)
     assert not list((tmp_path / 'refused').rglob('source_*'))

@@ -17,7 +17,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from alexnet_jax import prepare
-from alexnet_jax.input import pipeline
+from alexnet_jax.input.sources import DataConfig
+from alexnet_jax.training import dataset
 from tests import photographs
 from tests.photographs import SYNSETS, encoded, expected, tar_bytes
 
@@ -148,7 +149,7 @@ def test_the_statistics_are_numpys_and_training_finds_them(prepared, monkeypatch
     covariance = np.cov(images.reshape(-1, 3), rowvar=False, bias=True)
     values, _ = np.linalg.eigh(covariance)
     monkeypatch.setattr('alexnet_jax.input.stats.compute_statistics', pytest.fail)
-    _, statistics = pipeline.load(
+    config = DataConfig(
         name='imagenet2012',
         dir=str(prepared),
         train_split='train',
@@ -159,6 +160,7 @@ def test_the_statistics_are_numpys_and_training_finds_them(prepared, monkeypatch
         read_threads=1,
         prefetch_batches=1,
     )
+    _, statistics = dataset.load(config)
     np.testing.assert_allclose(statistics.mean_image, images.mean(0), rtol=1e-6)
     np.testing.assert_allclose(statistics.std, np.sqrt(values), rtol=1e-5)
     report = json.loads(files(prepared)['report.json'])['statistics']
@@ -177,7 +179,7 @@ def test_broken_images_end_in_one_line_and_are_left_out_on_request(source, prepa
     done = attempt()
     assert done.returncode == 2
     assert done.stderr.count('\n') == 1, done.stderr
-    assert done.stderr.startswith('error: 2 images cannot be used, ')
+    assert done.stderr.startswith('error: 2 images cannot be used (')
     assert str(report) in done.stderr
     assert '--skip_broken' in done.stderr
     assert set(json.loads(report.read_text())['names']['train']) >= {'broken', 'too large'}
@@ -271,7 +273,7 @@ def test_a_wrong_number_of_files(source, tmp_path, capsys):
     [
         (['n00000001_1.JPEG'], ['ILSVRC2012_val_00000001.JPEG'], ("'n00000001.tar'",)),
         (['n01440764_1.png'], ['ILSVRC2012_val_00000001.JPEG'], ('n01440764_1.png',)),
-        (['n01440764_1.JPEG'] * 2, ['ILSVRC2012_val_00000001.JPEG'], ('once only',)),
+        (['n01440764_1.JPEG'] * 2, ['ILSVRC2012_val_00000001.JPEG'], ('occurs twice',)),
         (['n01440764_1.JPEG'], ['ILSVRC2012_val_00050001.JPEG'], ('val_00050001',)),
         (['n01440764_1.JPEG'], ['ILSVRC2012_val_00000000.JPEG'], ('val_00000000',)),
         (['n01440764_1.JPEG'], ['n01440764_1.JPEG'], ("'n01440764_1.JPEG' is not",)),

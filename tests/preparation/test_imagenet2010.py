@@ -186,9 +186,9 @@ def test_a_wrong_number_of_images(source, tmp_path, capsys):
         (DEVKIT, gzip.compress(b'not this', mtime=0), ('cannot read', DEVKIT)),
         (DEVKIT, tar_bytes([('devkit-1.0/readme.txt', b'')]), (DEVKIT, 'data/meta.mat')),
         (DEVKIT, devkit(b'not this' * 100, '1\n'), (DEVKIT, 'is not the development kit')),
-        (TEST_ANSWERS, b'1\n2\n', ('there are 2 answers for test and not 150000', TEST_ANSWERS)),
-        (TEST_ANSWERS, b'1001\n' * 150_000, ('answers beyond 1 to 1000',)),
-        (TEST_ANSWERS, b'0\n' * 150_000, ('answers beyond 1 to 1000',)),
+        (TEST_ANSWERS, b'1\n2\n', ('has 2 answers for test, not 150000', TEST_ANSWERS)),
+        (TEST_ANSWERS, b'1001\n' * 150_000, ('answers that are not 1 to 1000',)),
+        (TEST_ANSWERS, b'0\n' * 150_000, ('answers that are not 1 to 1000',)),
         (TEST_ANSWERS, b'dog\n', (TEST_ANSWERS, "'dog'")),
         (FILES[2], tar_bytes([('ILSVRC2010_test_00150001.JPEG', b'')]), ('test_00150001',)),
         (FILES[1], tar_bytes([(BLANK_TEST, b'')]), (f'{BLANK_TEST!r} is not', FILES[1])),
@@ -205,7 +205,7 @@ def test_files_that_do_not_belong(source, tmp_path, capsys, file, data, words):
     [
         ([*range(1, 1000), 2000], None, 'KeyError: 1000'),
         ([*range(1, 1000), 1], None, 'KeyError: 1000'),
-        (range(1, 1001), ['n00000001'] * 1000, 'one synset two numbers'),
+        (range(1, 1001), ['n00000001'] * 1000, 'has a synset with two numbers'),
     ],
 )
 def test_a_kit_whose_numbers_are_not_those_of_1000_synsets(

@@ -317,7 +317,7 @@ def test_files_of_others_are_refused(tmp_path, reference, left):
     directory = tmp_path / 'tiny' / '1.2.0'
     directory.mkdir(parents=True)
     (directory / left).write_bytes((reference / left).read_bytes())
-    with pytest.raises(UserError, match='another recipe') as caught:
+    with pytest.raises(UserError, match='was made with other settings') as caught:
         write(tmp_path)
     assert str(directory) in one_line(caught)
 

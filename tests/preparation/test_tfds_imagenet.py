@@ -132,8 +132,8 @@ def test_other_data_sets(source, tmp_path, capsys):
     refused(capsys, other, tmp_path, 'has other classes')
     assert run(source, tmp_path / 'own', '--allow_subset', '--skip_broken') == 0
     own = tmp_path / 'own' / 'imagenet2012' / '5.1.256'
-    refused(capsys, own, tmp_path, 'holds no JPEG files', 'tfds build')
-    refused(capsys, source, tmp_path, 'has 2012 only', flags=('--year=2010',))
+    refused(capsys, own, tmp_path, 'has no JPEG files', 'tfds build')
+    refused(capsys, source, tmp_path, 'has only 2012', flags=('--year=2010',))
 
 
 @pytest.mark.parametrize('cut', [0, 5000])

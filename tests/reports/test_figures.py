@@ -125,7 +125,7 @@ def test_fig_1_refuses_runs_that_cannot_be_compared(tmp_path, capsys):
     sigmoid = write_fig_1(tmp_path / 'sigmoid', 'sigmoid')
     batch = write_fig_1(tmp_path / 'batch', 'tanh', batch_size=64)
     for run, words in (
-        (seed, 'seed has seed = 1 and relu has 0; name runs that differ in activation, learning'),
+        (seed, 'seed has seed = 1 and relu has 0; name runs that differ only in activation'),
         (batch, 'batch has training.batch_size = 64 and relu has 128'),
         (sigmoid, "model.activation = 'sigmoid'"),
     ):

@@ -441,7 +441,7 @@ def test_small_runs_stand_in_a_table_of_their_own(tmp_path, capsys):
     [
         (
             ['--runs', '{tmp}/none'],
-            r'none is not a folder; name one that holds workdirs: --runs=DIR',
+            r'none is not a folder; name a folder of workdirs with --runs=DIR',
         ),
         (['--runs', '{tmp}', '--output', '{tmp}/no/x.md'], r'cannot write .*x\.md'),
     ],
@@ -616,7 +616,7 @@ def test_the_comparison_in_words(tmp_path, capsys):
         (
             'none',
             'eval/top1_error',
-            "has no finished run 'none'; --baseline names one of these: ",
+            "has no finished run 'none'; choose --baseline from these: ",
         ),
         ('cut', 'eval/top1_error', "no finished run 'cut'"),
         (

@@ -169,7 +169,7 @@ def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path, damage):
         run_log._drop_rows_after(epath.Path(path), 1)
     assert '\n' not in str(caught.value)
     assert path.read_bytes() == content
-    subprocess.run(str(caught.value).partition('take it out: ')[2], shell=True, check=True)
+    subprocess.run(str(caught.value).partition('delete it: ')[2], shell=True, check=True)
     assert [row['step'] for row in run_log.read_rows(epath.Path(path))] == [1, 3]
 
 

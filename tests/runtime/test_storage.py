@@ -55,9 +55,18 @@ def test_a_command_resolves_the_data_directory_once(monkeypatch):
         assert config.data.dir == '/home/someone/data'
 
 
+def test_the_cache_of_programs_may_lie_in_the_home_directory(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/someone')
+    monkeypatch.setattr(config_command.mesh, 'select_platform', lambda cpu_devices: None)
+    settings = {}
+    monkeypatch.setattr(config_command.jax.config, 'update', settings.__setitem__)
+    config_command._set_up(config_lib.load(TINY, ['--config.training.compilation_cache_dir=~/x']))
+    assert settings['jax_compilation_cache_dir'] == '/home/someone/x'
+
+
 @pytest.mark.parametrize('store', STORES)
 def test_object_stores_are_refused_by_the_name_of_the_option(monkeypatch, store):
-    with pytest.raises(UserError, match=f'^--workdir: {store} is no path of this') as error:
+    with pytest.raises(UserError, match=f'^--workdir: {store} is not a path in the') as error:
         storage.resolve(store, '--workdir')
     one_line(error)
     monkeypatch.setenv('TFDS_DATA_DIR', store)
@@ -66,7 +75,7 @@ def test_object_stores_are_refused_by_the_name_of_the_option(monkeypatch, store)
         'config.data.dir': ('', store),
         'TFDS_DATA_DIR': ('',),
     }.items():
-        with pytest.raises(UserError, match=f'^{option}: {store} is no path of this') as error:
+        with pytest.raises(UserError, match=f'^{option}: {store} is not a path in the') as error:
             storage.data_directory(*directories)
         one_line(error)
     assert storage.data_directory('/flag') == '/flag'  # what is not used may be anything

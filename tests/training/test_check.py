@@ -1,4 +1,4 @@
-"""`--mode=check`: a sound configuration leaves chance; of an unsound one the cause is named."""
+"""`--mode=check`: a sound configuration beats chance, and the cause of an unsound one is named."""
 
 import math
 import re
@@ -41,11 +41,13 @@ def _config(data_dir, **fields):
 
 
 @pytest.mark.slow
-def test_a_sound_configuration_leaves_chance(data_dir, capsys):
+def test_a_sound_configuration_beats_chance(data_dir, capsys):
     check.check(build(_typed(data_dir, parallel__model=2)), STEPS)
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(
-        r'leaves chance: loss \d\.\d+ after \d+ steps on one batch, [12]\.\d+ without .*', lines[-1]
+        r'the network beats chance: the loss is \d\.\d+ after \d+ steps on one batch, '
+        r'and [12]\.\d+ for a prediction that ignores the images',
+        lines[-1],
     )
     layers = [line.split()[0] for line in lines[2:-1]]
     assert layers == ['conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc6', 'fc7', 'fc8']
@@ -65,8 +67,8 @@ def _small_weights(config):
 @pytest.mark.parametrize(
     ('fields', 'words'),
     [
-        ({'optim__learning_rate': 0.0, 'optim__weight_decay': 0.0}, 'no weight changes; raise '),
-        ({'optim__learning_rate': 1e-9}, r'a step changes no layer by more than .*learning_rate'),
+        ({'optim__learning_rate': 0.0, 'optim__weight_decay': 0.0}, 'no weight changes in a step'),
+        ({'optim__learning_rate': 1e-9}, r'one step changes no layer by more than .*learning_rate'),
         ({'optim__learning_rate': 1e3}, r'the loss ends at .*; lower config\.optim\.learning_rate'),
         (
             {'model__conv3__init_bias': -1e4},
@@ -78,7 +80,7 @@ def _small_weights(config):
 )
 def test_what_keeps_it_at_chance_is_named(data_dir, fields, words, capsys):
     steps = STEPS if fields.get('optim__learning_rate') == 1e3 else 8
-    with pytest.raises(UserError, match='does not leave chance: loss ') as error:
+    with pytest.raises(UserError, match='the network barely beats chance: the loss is ') as error:
         check.check(build(_typed(data_dir, **fields)), steps)
     assert re.search(words, str(error.value)), error.value
     assert '\n' not in str(error.value)
@@ -90,11 +92,11 @@ def test_pixels_divided_by_255_are_named(data_dir):
     """With weights of N(0, 0.01) such pixels are the known cause of a loss that stays."""
     config = _small_weights(_config(data_dir, augment__pixel_divisor=255.0))
     trace = check.run(build(config), 12)
-    assert not check.leaves_chance(trace)
+    assert not check.beats_chance(trace)
     assert trace.before.pixel_std == pytest.approx(70.6 / 255, rel=0.01)
     assert re.match(
-        r'the pixels .* standard deviation of 0\.277.*do not divide them',
-        check.suspect(trace, config),
+        r'the pixels .* standard deviation of 0\.277.*do not divide the pixels',
+        check.diagnose(trace, config),
     )
 
 
@@ -105,7 +107,7 @@ def test_images_that_are_lost_on_the_way_are_named(data_dir):
     trace = check.run(build(config), 1)
     assert re.match(
         r'the outputs of conv2 differ by .* raise config\.model\.conv2\.init_std',
-        check.suspect(trace, config),
+        check.diagnose(trace, config),
     )
 
 
@@ -116,7 +118,7 @@ def test_the_numbers_are_those_of_numpy(data_dir):
     experiment = build(_typed(data_dir, training__batch_size=6, **fields))
     params = experiment.init_state().params
     batch = check._first_batch(experiment)
-    look = check._look(experiment, params, batch)
+    look = check._snapshot(experiment, params, batch)
     mean = experiment.host_statistics.mean_image
     crops = batch.images.astype(np.float64) - mean
     assert look.pixel_std == pytest.approx(crops.std(), rel=1e-5)
@@ -132,16 +134,16 @@ def test_the_numbers_are_those_of_numpy(data_dir):
 
 def _trace(**changes):
     layer = check.Layer(scale=1.0, differ=0.5, dead=0.0, gradient=0.1)
-    look = check.Look(loss=2.3, pixel_std=60.0, layers={'conv1': layer, 'fc8': layer})
+    look = check.Snapshot(loss=2.3, pixel_std=60.0, layers={'conv1': layer, 'fc8': layer})
     trace = check.Trace([2.3] * 20, 2.2, look, look, {'conv1': 1e-3, 'fc8': 1e-2})
     return trace._replace(**changes)
 
 
-def test_nothing_odd_names_the_dropout_or_more_steps(data_dir):
-    with_dropout = check.suspect(_trace(), _typed(data_dir))
+def test_where_all_is_normal_the_dropout_or_more_steps_are_named(data_dir):
+    with_dropout = check.diagnose(_trace(), _typed(data_dir))
     assert 'the noise of config.model.dropout = 0.5' in with_dropout
-    assert check.suspect(_trace(), _typed(data_dir, model__dropout=0.0)) == (
-        'no layer, update or pixel is odd; give it more --check_steps'
+    assert check.diagnose(_trace(), _typed(data_dir, model__dropout=0.0)) == (
+        'the pixels, layers and updates look normal; raise --check_steps'
     )
 
 
@@ -149,19 +151,20 @@ def test_other_initialisers_have_remedies_of_their_own(data_dir):
     """They make the width of the inputs' number: neither pixels of 1 nor init_std is the cause."""
     config = _typed(data_dir, model__initializer='pytorch', model__dropout=0.0)
     look = _trace().before
-    assert check.suspect(_trace(before=look._replace(pixel_std=1.0)), config).startswith('no layer')
-    assert 'divide the pixels (config.augment.pixel_divisor' in check.suspect(
+    normal = check.diagnose(_trace(before=look._replace(pixel_std=1.0)), config)
+    assert normal.startswith('the pixels, layers and updates look normal')
+    assert 'divide the pixels (config.augment.pixel_divisor' in check.diagnose(
         _trace(before=look._replace(loss=87.0)), config
     )
     lost = look._replace(layers={**look.layers, 'fc8': look.layers['fc8']._replace(differ=0.0)})
-    words = check.suspect(_trace(before=lost), config)
+    words = check.diagnose(_trace(before=lost), config)
     assert "set config.model.initializer='normal'" in words
     assert 'raise' not in words
 
 
 @pytest.mark.slow
 def test_a_batch_of_one_class_is_refused(data_dir):
-    with pytest.raises(UserError, match='all 1 images of the first batch have one label'):
+    with pytest.raises(UserError, match='all 1 images of the first batch have the same label'):
         check.check(build(_typed(data_dir, training__batch_size=1)), 1)
 
 
@@ -176,15 +179,15 @@ def test_units_are_looked_at_behind_the_relu(data_dir):
 def test_units_that_die_in_training_are_named(data_dir):
     look = _trace().before
     dead = look._replace(layers={**look.layers, 'conv1': look.layers['conv1']._replace(dead=1.0)})
-    words = check.suspect(_trace(after=dead), _typed(data_dir))
-    assert words.startswith('100% of the units of conv1 died in training; lower config.optim')
+    words = check.diagnose(_trace(after=dead), _typed(data_dir))
+    assert words.startswith('100% of the units of conv1 are dead after training; lower config.opt')
 
 
-def test_to_know_the_labels_frequencies_is_not_to_leave_chance():
+def test_to_know_the_labels_frequencies_is_not_to_beat_chance():
     """A batch of few labels lets a network without images below log(classes)."""
-    assert not check.leaves_chance(_trace(losses=[1.8] * 20))
-    assert check.leaves_chance(_trace(losses=[2.3] * 15 + [1.7] * 5))
-    assert not check.leaves_chance(_trace(losses=[1.0] * 4))
+    assert not check.beats_chance(_trace(losses=[1.8] * 20))
+    assert check.beats_chance(_trace(losses=[2.3] * 15 + [1.7] * 5))
+    assert not check.beats_chance(_trace(losses=[1.0] * 4))
     clean = _trace().after._replace(loss=1.7)
-    assert check.leaves_chance(_trace(after=clean))
-    assert not check.leaves_chance(_trace(losses=[math.nan] * 5))
+    assert check.beats_chance(_trace(after=clean))
+    assert not check.beats_chance(_trace(losses=[math.nan] * 5))

@@ -87,7 +87,7 @@ def _changed(**fields):
 @pytest.mark.parametrize(
     ('fields', 'words'),
     [
-        ({'seed': 2**32}, r'seed = 4294967296 must be an integer of 0 to'),
+        ({'seed': 2**32}, r'seed = 4294967296 must be an integer from 0 to'),
         ({'checkpoint__keep_latest': 1}, 'at least 2'),
         ({'sed': 1}, r'config\.sed is not a field; did you mean config\.seed\?'),
         ({'model__towrs': 1}, r'did you mean config\.model\.towers\?'),
@@ -102,8 +102,8 @@ def _changed(**fields):
         ({'optim__schedule': 'cosine'}, 'one of constant, steps, plateau'),
         ({'optim__milestone_epochs': (3.0, -1.0)}, 'a tuple of epochs above 0'),
         ({'parallel__model': 3}, r'parallel\.model = 3 must be one of 1, 2, 4, 8'),
-        ({'parallel__data': 0}, r'-1 \(all\) or 1 and more'),
-        ({'data__name': ''}, 'a text that is not empty'),
+        ({'parallel__data': 0}, r'-1 \(all\) or at least 1'),
+        ({'data__name': ''}, 'a string that is not empty'),
         ({'data__image_shape': (8, 8)}, r'\(height, width, channels\)'),
         ({'model__conv1__padding': (1,)}, 'two integers'),
         ({'model__lrn__n': 4}, 'an odd integer'),
@@ -126,15 +126,15 @@ def _changed(**fields):
                 **{'optim__schedule': 'plateau', 'optim__milestone_epochs': ()},
                 **{'training__eval_every_epochs': 0.0},
             },
-            'eval_every_epochs = 0 makes none; set that or another schedule',
+            'eval_every_epochs = 0 means that there are none; set it above 0, or choose another',
         ),
         (
             {'optim__events': ((3.0, 'conv6', 0.1),)},
-            r'events names conv6, and config\.model',
+            r'events names conv6, but config\.model',
         ),
         (
             {'optim__lr_multipliers': (('conv6.bias', 2.0),)},
-            r'lr_multipliers names conv6\.bias, and',
+            r'lr_multipliers names conv6\.bias, but',
         ),
         (
             {'evaluation__ensemble_search_split': 'train'},

@@ -169,7 +169,7 @@ def test_a_search_that_takes_too_long_says_how_far_it_got(monkeypatch, caplog):
     weights = ensemble.search_weights(outputs, np.array([0, 0]))
     assert weights.sum() == pytest.approx(1)
     (line,) = caplog.messages
-    left = float(re.findall(r'ended after 3 rounds, .* within (\S+) nats', line)[0])
+    left = float(re.findall(r'stopped after 3 rounds; .* within (\S+) nats', line)[0])
     given = np.array([[0.9, 0.4], [0.5, 0.5]])
     assert 0 < _loss(given, weights) - _least_loss(given) <= left
 
@@ -192,7 +192,7 @@ def test_the_home_directory_may_be_written_short(tmp_path, monkeypatch):
         ({'ensemble': ('0', '0')}, r'0 and .*0 are the same network; name it once'),
         ({'ensemble': ('0', 'none')}, r'no checkpoint in .*none; name the workdir'),
         ({'ensemble': ('0/checkpoints/7',)}, r'no checkpoint in .*0/checkpoints/7'),
-        ({'ensemble_search_split': 'test[:10%]'}, r"'test\[:10%\]' has examples that are in data"),
+        ({'ensemble_search_split': 'test[:10%]'}, r"'test\[:10%\]' shares examples with data"),
         ({'ensemble_search_split': ''}, 'needs examples to search on; for example --config'),
         ({'ensemble_dir': '0'}, r'is the workdir of a run; name another'),
     ],

@@ -23,7 +23,7 @@ def _build(crop_px: int, **model: str) -> Experiment:
 @pytest.mark.parametrize('crop_px', [1, 2, 3])
 def test_a_crop_that_leaves_nothing_for_a_layer_is_one_line(crop_px, forms):
     _build(7, forms=forms)
-    with pytest.raises(UserError, match=f'crop_px = {crop_px} leaves nothing for .* to see'):
+    with pytest.raises(UserError, match=f'crop_px = {crop_px} is too small: .* has no output'):
         _build(crop_px, forms=forms)
 
 

@@ -97,7 +97,7 @@ def test_a_held_workdir_is_refused_by_the_name_of_its_owner(tmp_path):
         (workdir / 'LOCK').write_text(json.dumps({'pid': 7, 'host': 'gone'}))
         line = _refusal(workdir)
     assert '{"pid": 7, "host": "gone"}' in line
-    assert line.endswith(f"if that run is known to be dead, rm '{workdir}/LOCK'")
+    assert line.endswith(f"if you know that that run has ended, rm '{workdir}/LOCK'")
 
 
 def test_a_run_that_is_started_again_waits_for_the_end_of_the_last(tmp_path, caplog):
