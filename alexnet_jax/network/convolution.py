@@ -1,4 +1,4 @@
-"""Convolution (Paper 3.5), as XLA has it and in a form that is fast on the CPU."""
+"""Convolution (Paper 3.5), by XLA's operation and in a form that is fast on the CPU."""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-_POSITIONS_OF_A_PART = 1500  # of a kernel's gradient at a time, and an image at least
+_POSITIONS_OF_A_PART = 1500  # positions in each part of a kernel's gradient, but at least an image
 _FEW_FEATURES, _PARTS, _FEWEST_POSITIONS = 96, 4, 1500
 
 
@@ -23,7 +23,7 @@ def convolve(
 ) -> jax.Array:
     """Return the cross-correlation of x [batch, H, W, C] with kernel [h, w, C, features].
 
-    `fast` divides the batch where that is faster on a CPU; `forms.py` has the measurements.
+    `fast` divides the batch if that is faster on a CPU; `forms.py` has the measurements.
     """
     function = _fast_convolve if fast else _convolve
     return function(x, kernel, stride, padding, precision)
@@ -69,11 +69,11 @@ _fast_convolve.defvjp(_fast_convolve_forward, _fast_convolve_backward)
 
 
 def _divided(function: Callable[[jax.Array], jax.Array], x: jax.Array, features: int) -> jax.Array:
-    """Return a convolution of x, [batch, ...], by parts of the batch where its features are few.
+    """Compute a convolution of x [batch, ...] in parts of the batch if it has few features.
 
-    XLA divides one over the cores by features, 64 to a core, and runs several at once. In the
-    paper's network this helps conv1 and the gradient of conv2's input. Parts of few positions are
-    not worth it.
+    XLA divides one convolution over the cores by its features, 64 per core, but runs several
+    convolutions at once. In the paper's network, parts are faster for conv1 and for the gradient of
+    conv2's input. Small parts, with few positions, are not.
     """
     images, rest = divmod(len(x), _PARTS)
     small = images * x.shape[1] * x.shape[2] < _FEWEST_POSITIONS
@@ -90,16 +90,17 @@ def _kernel_gradient(
     padding: tuple[int, int],
     precision: str,
 ) -> jax.Array:
-    """Return the gradient of the kernel, [size, size, C, features], added up over the batch.
+    """Return the gradient of the kernel, [size, size, C, features], summed over the batch.
 
-    It is the convolution of x with the gradient over all positions of all images, the batch in the
-    place of the channels, a part of the batch at a time, which fits a core's cache.
+    It is the convolution of x with the gradient over all positions of all images, with the batch as
+    the channels. It is computed for one part of the batch at a time, so that the part fits into a
+    core's cache.
     """
     batch, rows, columns, features = gradient.shape
     many = max(1, _POSITIONS_OF_A_PART // (rows * columns))
     images = max(n for n in range(1, min(many, batch) + 1) if batch % n == 0)
     before = padding[0]
-    edges = [  # a negative number cuts off what no kernel reaches
+    edges = [  # negative padding crops pixels that no kernel reaches
         (before, stride * (n - 1) + size - before - length)
         for n, length in ((rows, x.shape[1]), (columns, x.shape[2]))
     ]

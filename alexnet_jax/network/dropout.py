@@ -15,16 +15,17 @@ def dropout(
     units: int,
     first: jax.Array,
 ) -> jax.Array:
-    """Zero outputs with probability `rate` in training, else multiply by 1 - rate (Paper 4.2).
+    """Zero outputs with probability `rate` in training, or scale by 1 - rate at test time.
 
-    `inverted` divides by 1 - rate in training instead and leaves the outputs alone at test time.
+    This is Paper 4.2. With `inverted`, the outputs are divided by 1 - rate in training instead and
+    do not change at test time.
 
     Args:
       x: [batch, features], the units first .. first + features of a layer of `units` units.
       rate: probability of zero.
       inverted: see above.
       key: typed key, the same on all devices; None at test time.
-      rows: int32 [batch], each example's index in the global batch: with it the masks are the same
+      rows: int32 [batch], each example's index in the global batch, so that the masks are the same
         on any mesh.
       units: the layer's width over all devices.
       first: int32 scalar, this device's first unit.

@@ -1,8 +1,9 @@
-"""The layers with weights, each built from its specification.
+"""The layers that have weights, each built from its specification.
 
-Activations of the convolutional part are a tuple with one array per tower that lives on this
-device, so a grouped layer is a plain convolution per tower. `feature_group_count` computes the same
-function 2 to 12 times slower on the CPU; under automatic partitioning it gathers the whole batch.
+Activations of the convolutional part are a tuple with one array for each tower on this device, so a
+grouped layer is one plain convolution per tower. `feature_group_count` would compute the same
+function 2 to 12 times more slowly on the CPU, and under automatic partitioning would gather the
+whole batch.
 """
 
 import functools
@@ -20,14 +21,14 @@ from alexnet_jax.network.specification import FirstConvolution, Hidden, ModelCon
 from alexnet_jax.network.variants import ACTIVATIONS, INITIALIZERS, Towers, drop_inputs
 from alexnet_jax.parallel.collectives import MODEL_AXES, Collectives
 
-Features = Towers | jax.Array  # the maps of each tower here, or this device's units of fc6 or fc7
+Features = Towers | jax.Array  # maps of each tower on this device, or its units of fc6 or fc7
 
 
 class TowerConvolution(nn.Module):
     """Convolve each tower with its own kernels and add the bias (Paper 3.5).
 
-    The kernel is one array for both towers, [kernel, kernel, C_in, features] with C_in the channels
-    that one tower sees, split over the towers on its last axis.
+    The kernel is one array for both towers, [kernel, kernel, C_in, features], where C_in is the
+    number of channels that one tower sees. Its last axis is split over the towers.
     """
 
     layer: FirstConvolution
@@ -36,7 +37,7 @@ class TowerConvolution(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Towers) -> Towers:
-        """Map one [batch, H, W, C] per tower to one [batch, H', W', features / towers]."""
+        """Map [batch, H, W, C] of each tower to [batch, H', W', features / towers]."""
         layer, inputs, features = self.layer, self._seen(inputs), self._features(inputs)
         shape = (layer.kernel, layer.kernel, inputs[0].shape[-1], features)
         kernel = parameter(self, 'kernel', shape, (None, None, None, 'tower'))
@@ -50,19 +51,19 @@ class TowerConvolution(nn.Module):
         )
         kernel, bias = kernel.astype(self.config.dtype), bias.astype(self.config.dtype)
         bias = bias[None, None, None]
-        if all(x is inputs[0] for x in inputs):  # they see the same, so one convolution does
+        if all(x is inputs[0] for x in inputs):  # then one convolution is enough
             return tuple(jnp.split(function(inputs[0], kernel) + bias, len(inputs), axis=-1))
         kernels, biases = (jnp.split(part, len(inputs), axis=-1) for part in (kernel, bias))
         return tuple(function(x, k) + b for x, k, b in zip(inputs, kernels, biases, strict=True))
 
     def _seen(self, towers: Towers) -> Towers:
-        """Return what each tower sees: its own maps, or those of both (Paper 3.2)."""
+        """Return the inputs of each tower: its own maps, or those of both towers (Paper 3.2)."""
         if not self.layer.sees_both_towers:
             return towers
         return (self.collectives.join_towers(jnp.concatenate(towers, axis=-1)),) * len(towers)
 
     def _features(self, towers: Towers) -> int:
-        """Return the number of kernels that the towers on this device have together."""
+        """Return the number of kernels of all towers on this device."""
         return self.layer.features // self.config.towers * len(towers)
 
 
@@ -81,7 +82,7 @@ class HiddenLayer(nn.Module):
         """Return this device's units, [rows of this copy, features / devices of a copy].
 
         Args:
-          x: the maps of each tower here, or this device's units of the layer before.
+          x: the maps of each tower on this device, or its units of the previous layer.
           rows: int32 [rows of this copy], each example's index in the global batch.
           dropout_key: typed key of this layer, the same on every device; None at test time.
         """
@@ -115,8 +116,8 @@ class HiddenLayer(nn.Module):
 class OutputLayer(nn.Module):
     """fc8: x W + b, the logits of the softmax (Paper 3.5).
 
-    Each device multiplies its inputs with their rows of W, and the products are summed over the
-    devices of a copy: in the dtype of the weights, lest rounded sums be added.
+    Each device multiplies its inputs by their rows of W, and the products are summed over the
+    devices of a copy. The sum has the dtype of the weights, so that no rounded products are summed.
     """
 
     layer: Output
@@ -125,9 +126,9 @@ class OutputLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features) -> jax.Array:
-        """Return the logits, float32 at least [rows of this copy, classes], on every device."""
+        """Return the logits, float32 or float64 [rows of this copy, classes], on every device."""
         config = self.config
-        if isinstance(x, tuple):  # neither fc6 nor fc7: the maps, one tower's after the other's
+        if isinstance(x, tuple):  # without fc6 and fc7 these are maps, concatenated by tower
             x = jnp.concatenate(_inputs(x, False, config, self.collectives), axis=-1)
         shape, wide = (x.shape[-1], config.num_classes), config.param_dtype
         kernel = parameter(self, 'kernel', shape, (('tower', 'shard'), None))
@@ -144,9 +145,9 @@ class OutputLayer(nn.Module):
 def _inputs(
     x: Features, both: bool, config: ModelConfig, collectives: Collectives
 ) -> tuple[jax.Array, ...]:
-    """Bring maps or units together: of both towers as one array, else one for each tower here.
+    """Gather a layer's inputs: as one array for both towers, or one for each tower on this device.
 
-    [rows of this copy, inputs], a position's channels beside each other.
+    Each array is [rows of this copy, inputs]. The channels of a position are adjacent.
     """
     if isinstance(x, tuple):
         if both:
@@ -164,8 +165,8 @@ def parameter(
 ) -> jax.Array:
     """Declare a layer's 'kernel' or 'bias', with the mesh axes that split it.
 
-    A kernel is drawn by the network's `initializer`; a bias is constant, the layer's `init_bias`.
-    `positions` are axes that count kernels, not what one kernel sees.
+    A kernel is drawn by the network's `initializer`, and a bias starts at the layer's `init_bias`.
+    `positions` are the axes that count kernels instead of the inputs of one kernel.
     """
     layer, config = module.layer, module.config
     if name == 'kernel':

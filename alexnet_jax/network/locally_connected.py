@@ -1,4 +1,4 @@
-"""Locally connected layers: a convolution whose kernels differ from place to place.
+"""Locally connected layers: convolutions with different kernels at each position.
 
 The author's networks for CIFAR-10 have two of them (2012 source, layers-conv-local-13pct.cfg).
 """
@@ -12,15 +12,15 @@ from alexnet_jax.network.variants import Towers
 
 
 class LocallyConnected(TowerConvolution):
-    """A `TowerConvolution` with kernels and biases of its own at each position of its output.
+    """A `TowerConvolution` with its own kernels and biases at each position of the output.
 
-    The kernel is [H', W', C_in * kernel * kernel, features], of the inputs of one position the
-    channel first, then row and column; the bias is [H', W', features].
+    The kernel is [H', W', C_in * kernel * kernel, features], with the inputs of a position ordered
+    by channel, row and column; the bias is [H', W', features].
     """
 
     @nn.compact
     def __call__(self, inputs: Towers) -> Towers:
-        """Map one [batch, H, W, C] per tower to one [batch, H', W', features / towers]."""
+        """Map [batch, H, W, C] of each tower to [batch, H', W', features / towers]."""
         layer, inputs, features = self.layer, self._seen(inputs), self._features(inputs)
         _, *sides, channels = inputs[0].shape
         height, width = (
@@ -54,12 +54,12 @@ def convolve_locally(
     padding: tuple[int, int],
     precision: str,
 ) -> jax.Array:
-    """Return at each position the product of the size x size square seen there with its kernel.
+    """Return the product of the size x size square at each position with the position's kernel.
 
     x [batch, H, W, C], kernel [H', W', C * size * size, features] -> [batch, H', W', features].
-    The positions stand first, as the batch of one matrix product: forward and backward, 8 x 8
-    positions of 3 x 3 x 64 inputs and 32 features, batch 128, take 0.06 s on one Zen 4 core,
-    by `lax.conv_general_dilated_local` 0.46 s.
+    The positions are the batch dimensions of one matrix product. Forward and backward together,
+    8 x 8 positions of 3 x 3 x 64 inputs and 32 features with a batch of 128 take 0.06 s on one Zen
+    4 core; `lax.conv_general_dilated_local` takes 0.46 s.
     """
     height, width, inputs, features = kernel.shape
     x = jnp.pad(x, [(0, 0), padding, padding, (0, 0)]).transpose(1, 2, 0, 3)

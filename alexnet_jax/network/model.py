@@ -1,8 +1,8 @@
 """AlexNet, in the order of the paper's Fig. 2.
 
-Two towers see the same image. They exchange activations at conv3, fc6, fc7 and fc8, nowhere else
-(Paper 3.2 and Fig. 2). `configs/alexnet.py` has the size of each layer and what follows it,
-`layers.py` the layers, and `variants.py` what may follow a convolution.
+Two towers see the same image and exchange activations only at conv3, fc6, fc7 and fc8 (Paper 3.2
+and Fig. 2). `configs/alexnet.py` has the size of each layer and the operations that follow it,
+`layers.py` the layers, and `variants.py` the operations that may follow a convolution.
 """
 
 import functools
@@ -21,9 +21,9 @@ Activations = dict[str, jax.Array]
 
 
 class AlexNet(nn.Module):
-    """The network of Paper 3.5, written for one device of the mesh that `collectives` stand for.
+    """The network of Paper 3.5, written for one device of the mesh of its `collectives`.
 
-    The shapes beside the lines are those of the paper's network, both towers together.
+    The shapes in the comments are those of the paper's network, for both towers together.
     """
 
     config: ModelConfig
@@ -36,15 +36,16 @@ class AlexNet(nn.Module):
         """Return the logits and the named activations.
 
         Args:
-          images: float [rows of this shard, H, W, C], mean subtracted, 0-255 scale.
+          images: float [rows of this shard, H, W, C], on the 0-255 scale with the mean subtracted.
           rows: int32 [rows of this copy], each example's index in the global batch.
           dropout_key: typed key, the same on every device; None at test time.
 
         Returns:
-          logits, float32 at least [rows of this copy, num_classes]; and this device's part of the
-          activations: `conv1` .. after the ReLU (before it where that stands later, then `relu1`),
-          `lrn1` .., `pool1` .., `fc6` .. after the dropout, `fc8` the logits. Convolutions: [rows
-          of this shard, H, W, channels / tower].
+          The logits, float32 or float64 [rows of this copy, num_classes], and this device's part of
+          the activations by name. `conv1` is the output after the ReLU; if another operation
+          precedes the ReLU, `conv1` is the convolution's own output and `relu1` that of the ReLU.
+          `lrn1` and `pool1` are as named, `fc6` and `fc7` are after dropout, and `fc8` is the
+          logits. Those of convolutions are [rows of this shard, H, W, channels / tower].
         """
         config, collectives = self.config, self.collectives
         seen: Activations = {}
@@ -52,7 +53,7 @@ class AlexNet(nn.Module):
         hidden = functools.partial(self._hidden, seen, rows, dropout_key)
 
         x = images.astype(config.dtype)  # [batch, 224, 224, 3]
-        x = (x,) * (config.towers // collectives.tower)  # for each tower on this device
+        x = (x,) * (config.towers // collectives.tower)  # one for each tower on this device
         x = convolution('conv1', x)  # [batch, 55, 55, 96], LRN, pooling: [batch, 27, 27, 96]
         x = convolution('conv2', x)  # [batch, 27, 27, 256], LRN, pooling: [batch, 13, 13, 256]
         x = convolution('conv3', x)  # [batch, 13, 13, 384], sees both towers
@@ -65,9 +66,9 @@ class AlexNet(nn.Module):
         return x, {**seen, 'fc8': x}
 
     def _convolution(self, seen: Activations, name: str, x: Towers) -> Towers:
-        """Convolve (Paper 3.5), then ReLU (3.1), LRN (3.3), pooling (3.4): what `after` lists."""
+        """Convolve (Paper 3.5), then do what `after` lists: ReLU (3.1), LRN (3.3), pooling (3.4)."""
         layer = getattr(self.config, name)
-        if layer.features == 0:  # there is no such layer
+        if layer.features == 0:  # this network has no such layer
             return x
         kind = LocallyConnected if layer.local else TowerConvolution
         x = kind(layer, self.config, self.collectives, name=name)(x)
@@ -83,9 +84,9 @@ class AlexNet(nn.Module):
     def _hidden(
         self, seen: Activations, rows: jax.Array, key: jax.Array | None, name: str, x: Features
     ) -> Features:
-        """Multiply and add the bias (Paper 3.5), ReLU (3.1), dropout (4.2)."""
+        """Apply a fully connected layer (Paper 3.5) with ReLU (3.1) and dropout (4.2)."""
         layer = getattr(self.config, name)
-        if layer.features == 0:  # there is no such layer
+        if layer.features == 0:  # this network has no such layer
             return x
         own_key = None if key is None else jax.random.fold_in(key, int(name[2:]))
         x = HiddenLayer(layer, self.config, self.collectives, name=name)(x, rows, own_key)

@@ -1,4 +1,4 @@
-"""The parameters of the whole network: their shapes, initial values, and what they cost."""
+"""The parameters of the whole network: their shapes, their initial values and their arithmetic."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from alexnet_jax.parallel.collectives import Collectives
 
 
 def abstract_variables(model: AlexNet, image_shape: tuple[int, ...]) -> Any:
-    """Return shapes, dtypes and partitioning of the parameters, of the whole network."""
+    """Return the shapes, dtypes and partitioning of the whole network's parameters."""
     init = functools.partial(_init, model, image_shape)
     return jax.eval_shape(init, jax.random.key(0))[1]['params']
 
@@ -25,7 +25,7 @@ def init_parameters(model: AlexNet, image_shape: tuple[int, ...], key: jax.Array
 
 
 def _init(model: AlexNet, image_shape: tuple[int, ...], key: jax.Array) -> Any:
-    """Return the outputs for one image, and the variables, of the network on one device."""
+    """Return the outputs for one image and the variables, with the whole network on one device."""
     whole = model.clone(collectives=Collectives())
     images = jnp.zeros((1, *image_shape), jnp.float32)
     return whole.init_with_output(key, images, jnp.zeros(1, jnp.int32))
@@ -38,7 +38,7 @@ def count_macs(model: AlexNet, image_shape: tuple[int, ...]) -> dict[str, int]:
     params = nn.meta.unbox(variables['params'])
 
     def positions(name: str) -> int:
-        """A kernel of H x W x I x O is used once at each position, a local one at its own."""
+        """Return how often a layer uses its kernel: a local one has a kernel for each position."""
         local = name.startswith('conv') and getattr(model.config, name).local
         return 1 if local else math.prod(seen[name].shape[1:-1])
 
@@ -50,7 +50,8 @@ def count_macs(model: AlexNet, image_shape: tuple[int, ...]) -> dict[str, int]:
 def training_flops(macs: Mapping[str, int]) -> int:
     """Return the floating point operations of one image's training step, 2 for each MAC.
 
-    Forward, gradient of the weights, gradient of the input, which the first layer does not need.
+    They are those of the forward pass, the gradient of the weights and the gradient of the input,
+    which the first layer does not need.
     """
     first = next(iter(macs))
     return 2 * (3 * sum(macs.values()) - macs[first])

@@ -1,4 +1,4 @@
-"""Overlapping max-pooling (Paper 3.4), as XLA has it and in a form that is fast on the CPU."""
+"""Overlapping max-pooling (Paper 3.4), by XLA's operation and in a form that is fast on the CPU."""
 
 import functools
 
@@ -11,10 +11,10 @@ from jax import lax
 def max_pool(x: jax.Array, *, window: int, stride: int, partial: bool, fast: bool) -> jax.Array:
     """Return the maximum of each window x window square, `stride` apart (Paper 3.4).
 
-    The squares overlap where window > stride. No padding: an edge that a whole square no longer
-    fits is left out, or with `partial` covered by squares that reach beyond it, as in the author's
-    programs, so that there are ceil((H - window) / stride) + 1. Of equal maxima the first, row by
-    row, takes the gradient.
+    The squares overlap if window > stride. There is no padding, so pixels at the edge that no whole
+    square covers are ignored. With `partial` they are covered by squares that reach beyond the
+    edge, as in the author's programs, and there are ceil((H - window) / stride) + 1 squares. The
+    first of equal maxima, in row-major order, gets the gradient.
     [batch, H, W, C] -> [batch, (H - window) // stride + 1, ..., C].
     """
     if partial:
@@ -23,19 +23,19 @@ def max_pool(x: jax.Array, *, window: int, stride: int, partial: bool, fast: boo
         x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), edges)
     if not fast:
         return nn.max_pool(x, (window, window), (stride, stride), padding='VALID')
-    # Along the columns first: of equal maxima the first row wins, as in the square.
+    # Axis 2 comes first, so that the first row of equal maxima wins, as in the whole square.
     x = _pool_axis(x, 2, window, stride)
     return _pool_axis(x, 1, window, stride)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _pool_axis(x: jax.Array, axis: int, window: int, stride: int) -> jax.Array:
-    """Return the maximum along one axis; its gradient gathers where XLA's scatters."""
+    """Return the maximum along one axis, with a gradient that gathers while XLA's scatters."""
     return _forward(x, axis, window, stride)[0]
 
 
 def _forward(x, axis, window, stride):
-    """Return the maxima and (where in its window each one stands, int8; the axis' length)."""
+    """Return the maxima, and (the index of each in its window, int8; the length of the axis)."""
     count = (x.shape[axis] - window) // stride + 1
     end = (count - 1) * stride + 1
     members = [lax.slice_in_dim(x, i, i + end, stride, axis) for i in range(window)]
@@ -47,7 +47,7 @@ def _forward(x, axis, window, stride):
 
 
 def _backward(axis, window, stride, residuals, gradient):
-    """Element r + stride q is member r + stride m of window q - m, for every m that fits."""
+    """Return the gradient; element r + stride q is member r + stride m of each window q - m."""
     place, length = residuals
     zero = jnp.zeros((), gradient.dtype)
     count, rows = gradient.shape[axis], -(-length // stride)

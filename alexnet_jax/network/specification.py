@@ -1,4 +1,4 @@
-"""The `model` section of a configuration: what the network is, layer by layer.
+"""The `model` section of a configuration, which specifies the network layer by layer.
 
 `configs/alexnet.py` says what each field means and gives the paper's values.
 """
@@ -28,7 +28,7 @@ OPERATIONS = ('activation', 'lrn', 'map_norm', 'pool')  # that may follow a conv
 _odd = Rule(lambda v: is_integer(v) and v > 0 and v % 2 == 1, 'an odd integer above 0')
 _classes = Rule(
     lambda v: is_integer(v) and (v == 0 or v >= 2),
-    'an integer of at least 2, or 0 for as many classes as the data have',
+    'an integer of at least 2, or 0 for the number of classes of the data',
 )
 _zeros_around = tuple_of(
     lambda v: is_integer(v) and v >= 0,
@@ -48,7 +48,7 @@ _after = Rule(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FirstConvolution(Section):
-    """conv1, which sees the image; `features` counts both towers, and 0 means no such layer."""
+    """conv1, whose input is the image; `features` counts both towers, and 0 omits the layer."""
 
     sees_both_towers: ClassVar[bool] = False
 
@@ -67,14 +67,14 @@ class FirstConvolution(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convolution(FirstConvolution):
-    """conv2 to conv6, which see the maps of their own tower or of both."""
+    """conv2 to conv6, whose inputs are the maps of their own tower or of both towers."""
 
     sees_both_towers: bool = field(boolean)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hidden(Section):
-    """fc6 or fc7; `features` counts all units, and 0 means no such layer."""
+    """fc6 or fc7; `features` counts all units, and 0 omits the layer."""
 
     features: int = field(integer(0))
     sees_both_towers: bool = field(boolean)
@@ -84,7 +84,7 @@ class Hidden(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Output(Section):
-    """fc8, which always sees both towers and has one unit for each class."""
+    """fc8, which always sees both towers and has one unit per class."""
 
     init_std: float = field(number(0.0))
     init_bias: float = field(number())
@@ -102,7 +102,7 @@ class Norm(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResponseNorm(Norm):
-    """Local response normalisation (Paper 3.3) and how others read it."""
+    """Local response normalisation (Paper 3.3), and its variants in other programs."""
 
     divide_alpha: bool = field(boolean)
     across_towers: bool = field(boolean)
@@ -110,7 +110,7 @@ class ResponseNorm(Norm):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
-    """The network: everything that `AlexNet` needs but the devices it runs on."""
+    """The section `model`: everything that `AlexNet` needs except its devices."""
 
     num_classes: int = field(_classes)
     towers: int = field(one_of(1, 2))
@@ -140,7 +140,7 @@ class ModelConfig(Section):
         return np.dtype('float64' if self.dtype == 'float64' else 'float32')
 
     def check(self) -> None:
-        """Raise UserError for layers that do not fit the towers, and without a first layer."""
+        """Raise UserError for layers that the towers do not divide, or if there is no conv1."""
         for name in CONVOLUTIONS:
             features = getattr(self, name).features
             if features % self.towers:

@@ -1,9 +1,9 @@
-"""What a layer may be made of: the paper's choices and those of other networks, in tables.
+"""The operations and initialisers of the paper and of other networks, in tables.
 
 `AFTER` has the operations that may follow a convolution; the `after` of a layer lists those that
 do, in their order. In the paper they are the ReLU, local response normalisation and max-pooling.
-What the 2012 source, Caffe, torchvision and the author's networks for CIFAR-10 do otherwise is said
-beside each entry.
+Each entry says how the 2012 source, Caffe, torchvision and the author's networks for CIFAR-10
+differ.
 """
 
 from collections.abc import Callable
@@ -20,20 +20,20 @@ from alexnet_jax.network.pooling import max_pool
 from alexnet_jax.network.specification import FirstConvolution, ModelConfig
 from alexnet_jax.parallel.collectives import Collectives
 
-Towers = tuple[jax.Array, ...]  # the maps of each tower that lives on this device
+Towers = tuple[jax.Array, ...]  # the maps of each tower on this device
 
 ACTIVATIONS = {
     'relu': nn.relu,  # Paper 3.1
-    'tanh': jnp.tanh,  # what the paper compares it with
+    'tanh': jnp.tanh,  # the paper compares ReLU with tanh
     'sigmoid': nn.sigmoid,
 }
 
-# How a kernel is drawn, from the layer's init_std and the axes that count kernels rather than what
-# one kernel sees (those of the positions, in a locally connected layer).
+# The initialisers of a kernel, as functions of the layer's init_std and of the axes that count
+# kernels instead of the inputs of one kernel (the positions of a locally connected layer).
 INITIALIZERS: dict[str, Callable[[float, tuple[int, ...]], nn.initializers.Initializer]] = {
     'normal': lambda std, axes: nn.initializers.normal(std),  # N(0, init_std), Paper 5
-    # The variance follows from the number of inputs, and of outputs: 2 / (inputs + outputs) for
-    # 'xavier' (Glorot, 2010), 2 / inputs for 'he' (He, 2015). PyTorch draws from U(-b, b) with
+    # The variance depends on the numbers of inputs and outputs: 2 / (inputs + outputs) for 'xavier'
+    # (Glorot, 2010) and 2 / inputs for 'he' (He, 2015). PyTorch draws from U(-b, b) with
     # b = inputs^-0.5.
     'xavier': lambda std, axes: nn.initializers.glorot_normal(batch_axis=axes),
     'he': lambda std, axes: nn.initializers.he_normal(batch_axis=axes),
@@ -46,14 +46,14 @@ INITIALIZERS: dict[str, Callable[[float, tuple[int, ...]], nn.initializers.Initi
 def _activation(
     towers: Towers, layer: FirstConvolution, config: ModelConfig, collectives: Collectives
 ) -> Towers:
-    """Apply the network's activation function; conv1 of the 2012 source does so after pooling."""
+    """Apply the activation function; in conv1 the 2012 source does so after pooling."""
     return tuple(map(ACTIVATIONS[config.activation], towers))
 
 
 def _lrn(
     towers: Towers, layer: FirstConvolution, config: ModelConfig, collectives: Collectives
 ) -> Towers:
-    """Normalise across neighbouring maps: of one tower (Paper 3.3), or of both as Caffe does.
+    """Normalise across adjacent maps, of one tower (Paper 3.3) or of both as in Caffe.
 
     The 2012 source, Caffe and PyTorch divide alpha by n. Caffe normalises after pooling.
     """
@@ -80,7 +80,7 @@ def _lrn(
 def _map_norm(
     towers: Towers, layer: FirstConvolution, config: ModelConfig, collectives: Collectives
 ) -> Towers:
-    """Normalise within each map, as conv2 of the 2012 source does after the other norm."""
+    """Normalise within each map, as the 2012 source does in conv2 after response normalisation."""
     c = config.map_norm
     return tuple(within_map_norm(maps, k=c.k, n=c.n, alpha=c.alpha, beta=c.beta) for maps in towers)
 
@@ -88,7 +88,7 @@ def _map_norm(
 def _pool(
     towers: Towers, layer: FirstConvolution, config: ModelConfig, collectives: Collectives
 ) -> Towers:
-    """Take the maximum of overlapping squares (Paper 3.4); see `max_pool` for `partial`."""
+    """Apply overlapping max-pooling (Paper 3.4); see `max_pool` for `partial`."""
     return tuple(
         max_pool(
             maps,
@@ -101,7 +101,7 @@ def _pool(
     )
 
 
-# [batch, H, W, channels of a tower] of each tower here -> the same, of another size after pooling.
+# Maps [batch, H, W, channels of a tower] of each tower here -> the same; pooling changes H and W.
 Operation = Callable[[Towers, FirstConvolution, ModelConfig, Collectives], Towers]
 AFTER: dict[str, Operation] = {
     'activation': _activation,
@@ -114,8 +114,8 @@ AFTER: dict[str, Operation] = {
 def output_name(convolution: str, after: tuple[str, ...], operation: str) -> str:
     """Return the name of an operation's output among the activations, such as 'pool1'.
 
-    An activation function that comes first gives the convolution's own output, 'conv1'; one that
-    comes later gives 'relu1', and 'conv1' is what the convolution itself computes.
+    The output of an activation function that comes first is 'conv1'. If it comes later, its output
+    is 'relu1', and 'conv1' is the convolution's own output.
     """
     if operation == 'activation' and after[0] == 'activation':
         return convolution
@@ -123,10 +123,10 @@ def output_name(convolution: str, after: tuple[str, ...], operation: str) -> str
 
 
 def within_map_norm(a: jax.Array, *, k: float, n: int, alpha: float, beta: float) -> jax.Array:
-    """Normalise each activity by those of the n x n square about it in its own map (2012 source).
+    """Normalise each activation over the n x n square around it in its own map (2012 source).
 
     b_yx = a_yx / (k + alpha / n^2 * sum of a^2 over the square)^beta, with zeros beyond the edges.
-    [batch, H, W, C] -> [batch, H, W, C], of the same dtype; sums in float32 at least.
+    [batch, H, W, C] -> [batch, H, W, C] of the same dtype; sums are computed at least in float32.
     """
     wide = a.astype(np.promote_types(a.dtype, np.float32))
     window, strides = (1, n, n, 1), (1, 1, 1, 1)
@@ -142,12 +142,12 @@ def drop_inputs(
     config: ModelConfig,
     collectives: Collectives,
 ) -> tuple[jax.Array, ...]:
-    """Drop inputs of a fully connected layer in place of its outputs, as torchvision does.
+    """Apply dropout to the inputs of a fully connected layer, as torchvision does.
 
     Args:
-      inputs: [batch, width]; one array of both towers, or one for each tower on this device.
-      drop: `dropout` without `units` and `first`.
-      sees_both_towers: which of the two.
+      inputs: [batch, width]; one array for both towers, or one for each tower on this device.
+      drop: `dropout` with all arguments but `units` and `first` bound.
+      sees_both_towers: whether `inputs` is one array for both towers.
       config, collectives: of the network.
     """
     width = inputs[0].shape[-1]

@@ -106,7 +106,7 @@ def is_of(experiment: paper.Experiment, run: Run) -> bool:
 
 
 def _variants(experiment: paper.Experiment, runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return an experiment's runs, grouped by those fields that `may_differ`, `field value, ...`."""
+    """Return an experiment's runs, grouped by the fields that `may_differ`, `field value, ...`."""
     variants = collections.defaultdict(list)
     for run in runs:
         if is_of(experiment, run):
@@ -118,7 +118,7 @@ def _variants(experiment: paper.Experiment, runs: Sequence[Run]) -> dict[str, li
 def _row(
     claim: paper.Claim, found: Mapping[str, Mapping[str, list[Run]]], notes: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the row of a claim, from the variant with the fewest differences that has its metric."""
+    """Return a claim's row, from the variant with the fewest differences among those measured."""
     words = claim.metric.removeprefix('eval/').replace('_', ' ')
     summaries = {
         variant: summary

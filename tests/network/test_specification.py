@@ -14,7 +14,7 @@ from tests import reference
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
-        ({'num_classes': 1}, 'num_classes = 1 must be an integer of at least 2, or 0 for as many'),
+        ({'num_classes': 1}, 'num_classes = 1 must be an integer of at least 2, or 0 for the num'),
         ({'towers': 3}, 'towers = 3 must be one of 1, 2'),
         ({'conv1.after': ('pool',)}, r"conv1.after = \('pool',\) must be a tuple of 'activation'"),
         ({'conv2.after': ('activation', 'norm')}, 'conv2.after = .* must be a tuple of'),

@@ -78,8 +78,8 @@ def test_a_folder_s_classes_and_split_are_taken_from_the_data(data_dir):
 
 
 def test_a_folder_without_a_split_to_evaluate_on_is_one_line(data_dir):
-    words = r"data\.eval_split = '' looks for test, validation, val, and others/1\.0\.0 has "
-    with pytest.raises(UserError, match=words + 'train, dev; name one of those') as error:
+    words = r"data\.eval_split = '' looks for test, validation, val, but others/1\.0\.0 has "
+    with pytest.raises(UserError, match=words + 'train, dev; choose one of these splits') as error:
         build(_folder(data_dir, **{'data.name': 'others'}))
     assert '\n' not in str(error.value)
     named = build(_folder(data_dir, **{'data.name': 'others', 'data.eval_split': 'dev'}))
