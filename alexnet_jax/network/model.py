@@ -66,7 +66,7 @@ class AlexNet(nn.Module):
         return x, {**seen, 'fc8': x}
 
     def _convolution(self, seen: Activations, name: str, x: Towers) -> Towers:
-        """Convolve (Paper 3.5), then do what `after` lists: ReLU (3.1), LRN (3.3), pooling (3.4)."""
+        """Convolve (Paper 3.5), then what `after` lists: ReLU (3.1), LRN (3.3), pooling (3.4)."""
         layer = getattr(self.config, name)
         if layer.features == 0:  # this network has no such layer
             return x
