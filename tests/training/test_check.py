@@ -74,7 +74,7 @@ def _small_weights(config):
             {'model__conv3__init_bias': -1e4},
             r'100% of the units of conv3 are 0 .*raise config\.model\.conv3\.init_bias',
         ),
-        ({'model__fc7__init_std': 5.0}, r'loss is .* before the first step .*lower init_std'),
+        ({'model__fc7__init_std': 5.0}, r'loss is .* before the first step, .*lower init_std'),
     ],
     ids=str,
 )
