@@ -1,17 +1,17 @@
-"""Measure the program: how fast it is, and where the time goes.
+"""Measure how fast the program is, and where its time goes.
 
 WHAT is one of
   step           images/s of the training step alone, and its share of the best matrix product
-  layers         the time of each layer by itself, forward and backward
-  communication  what a training step sends between devices, by axis and layer, on any mesh
+  layers         the time of each layer separately, forward and backward
+  communication  the bytes that a training step sends between devices, by axis and layer
   input          images/s of reading, decoding and batching, without training
-  end_to_end     training on the data set, beside training on one batch that is on the device
-  startup        seconds from the command to the end of the first step, part by part
-  prepare        photographs decoded, resized and written as records by one and two workers
+  end_to_end     training on the data set, compared with training on one batch on the device
+  startup        seconds from the command to the end of the first step, by part
+  prepare        images/s of decoding, resizing and writing photographs with one and two workers
   prediction     time and cost of a step on clusters, computed from operations and bytes
 
-Measure on a machine that does nothing else.
-Exit codes: 0 done, 1 a bug (traceback), 2 yours to mend (one line).
+Measure on a machine that is otherwise idle.
+Exit codes: 0 success, 1 a bug (traceback), 2 an error that you can mend (one line).
 """
 
 import json
@@ -46,7 +46,7 @@ _BENCHMARKS: dict[str, Callable[[Any, Config], dict[str, Any]]] = {
         config, prediction.Assumptions.parse(options.assume)
     ),
 }
-_OWNERS = {  # of the options that belong to one benchmark alone
+_OWNERS = {  # the benchmark of each option that belongs to only one
     **{'against': 'step', 'sweep': 'step', 'synthetic': 'input', 'source': 'prepare'},
     'assume': 'prediction',
 }
@@ -64,27 +64,32 @@ def _parser() -> Parser:
         '--against',
         choices=('torch', 'plain'),
         default='',
-        help='step: the same step by PyTorch (torch.compile) or by plain Flax and optax beside it',
+        help='step: compare with the same step in PyTorch (torch.compile) or plain Flax and optax',
     )
     add(
         '--sweep',
         action='store_true',
-        help='step: in both dtypes, from batch 128 up to the largest that fits on the accelerator',
+        help='step: measure both dtypes, from batch 128 up to the largest that fits in memory',
     )
     add(
         '--synthetic',
         type=int,
         default=0,
         metavar='N',
-        help='input: of N generated images, as pixels and as JPEG, in place of the data set',
+        help='input: read N generated images, as pixels and as JPEG, instead of the data set',
     )
-    add('--source', default='', metavar='DIR|TAR', help='prepare: the photographs')
+    add(
+        '--source',
+        default='',
+        metavar='DIR|TAR',
+        help='prepare: a folder or a tar of photographs',
+    )
     add(
         '--assume',
         type=lambda text: text.split(','),
         default=[],
         metavar='NAME=VALUE,...',
-        help='prediction: in place of what it assumes',
+        help='prediction: replace assumptions, for example mfu=0.4,devices=8+64',
     )
     return parser
 
@@ -107,7 +112,7 @@ def run(argv: Sequence[str] | None) -> int:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write rows of the same keys below each other, texts to the left, numbers to the right."""
+    """Return rows with the same keys as a table; text is aligned left, numbers right."""
     lines = [list(rows[0]), *([_words(v) for v in row.values()] for row in rows)] if rows else []
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = [isinstance(value, str) for row in rows[:1] for value in row.values()]

@@ -1,4 +1,4 @@
-"""What the commands that take a configuration share: its options, JAX set up by it, their end."""
+"""The parts of all commands with a configuration: its options, the setup of JAX, and their end."""
 
 import dataclasses
 import logging
@@ -20,7 +20,7 @@ from alexnet_jax.training.config import Config
 
 
 def add_options(parser: Parser, default: str = '') -> None:
-    """Add --config and --data_dir; without a default the configuration must be named."""
+    """Add --config, which is required if there is no default, and --data_dir."""
     parser.add_argument(
         '--config',
         metavar='FILE',
@@ -32,14 +32,14 @@ def add_options(parser: Parser, default: str = '') -> None:
         '--data_dir',
         metavar='DIR',
         default='',
-        help='prepared data sets; otherwise data.dir, TFDS_DATA_DIR, ~/tensorflow_datasets',
+        help='prepared data sets (default: data.dir, TFDS_DATA_DIR or ~/tensorflow_datasets)',
     )
 
 
 def parse(parser: Parser, argv: Sequence[str] | None) -> tuple[Any, Config]:
-    """Return the parsed options and the configuration, and set JAX up as that says.
+    """Return the parsed options and the configuration, after setting up JAX as it says.
 
-    Raises UserError for what is wrong with the configuration.
+    Raises UserError for a mistake in the configuration.
     """
     arguments, rest = parser.parse_known_args(argv)
     overrides, unknown = _split(rest)
@@ -54,9 +54,9 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> tuple[Any, Config]:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the overrides, `--config.field=value` in one word or in two, and what is none.
+    """Return the overrides, as `--config.field=value`, and the other arguments.
 
-    Raises UserError for one without a value.
+    The value may be an argument of its own. Raises UserError for an override without a value.
     """
     overrides, unknown = [], []
     rest = iter(arguments)
@@ -74,8 +74,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _set_up(config: Config) -> None:
-    """Take the devices, the memory, the dtypes and the cache of programs that were asked for."""
-    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax comments every save
+    """Set up JAX's devices, memory, dtypes and compilation cache as the configuration says."""
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax logs every save
     mesh.select_platform(config.parallel.cpu_devices)
     memory.keep()
     if cache := config.training.compilation_cache_dir:
@@ -87,9 +87,9 @@ def _set_up(config: Config) -> None:
 
 
 def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> NoReturn:
-    """Do a command and end the process with its exit code.
+    """Run a command and end the process with its exit code.
 
-    A UserError ends in one line and exit code 2, with all processes of the run.
+    A UserError prints one line and ends all processes of the run with exit code 2.
     """
     console = logging.getLogger('alexnet_jax')
     console.setLevel(logging.INFO)

@@ -16,7 +16,7 @@ from alexnet_jax.runtime import storage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for what the user can mend."""
+    """Run the command and return its exit code: 0, or 2 for an error that the user can mend."""
     arguments = vars(_parser().parse_args(argv))
     return command_line.run(lambda: _draw(**arguments))
 

@@ -6,8 +6,8 @@
         [--distributed=off|auto|slurm|k8s|tpu|mpi4py]
         [--coordinator_address=HOST:PORT --num_processes=N --process_id=I]
 
-Exit codes: 0 done, 1 a bug (traceback), 2 yours to mend (one line), 75 ended by the watchdog,
-134 another process was lost, 143 saved and ended on SIGTERM, 130 on Ctrl-C.
+Exit codes: 0 success, 1 a bug (traceback), 2 an error that you can mend (one line), 75 ended by the
+watchdog, 134 another process was lost, 143 saved and ended on SIGTERM, 130 on Ctrl-C.
 """
 
 import pathlib
@@ -32,30 +32,36 @@ def _parser() -> Parser:
         '--workdir',
         metavar='DIR',
         default='',
-        help='what the run writes; otherwise runs/ and the name of the configuration file',
+        help='directory for the files of the run (default: runs/NAME for --config=.../NAME.py)',
     )
     add('--mode', choices=('train', 'evaluate', 'check'), default='train', help='what to do')
-    add('--check_steps', type=int, default=100, metavar='N', help='at most, of --mode=check')
-    add('--dry_run', action='store_true', help='print what would run, compile one step, end')
+    add(
+        '--check_steps',
+        type=int,
+        default=100,
+        metavar='N',
+        help='maximum number of steps of --mode=check (default: 100)',
+    )
+    add('--dry_run', action='store_true', help='describe the run and compile a step; train nothing')
     add(
         '--distributed',
         choices=processes.DETECTIONS,
         default='off',
-        help='what started several processes; auto: JAX looks for it',
+        help='the launcher that started several processes; auto: JAX detects it',
     )
     add(
         '--coordinator_address',
         metavar='HOST:PORT',
         default='',
-        help='of process 0, where no launcher is found',
+        help='address of process 0, for processes without a launcher',
     )
-    add('--num_processes', type=int, metavar='N', help='how many processes there are')
-    add('--process_id', type=int, metavar='I', help='which of them this is, from 0')
+    add('--num_processes', type=int, metavar='N', help='the number of processes')
+    add('--process_id', type=int, metavar='I', help='the number of this process, from 0')
     return parser
 
 
 def run(argv: Sequence[str] | None) -> int:
-    """Do what the command line says; return the exit code."""
+    """Run what the command line asks for, and return the exit code."""
     parser = _parser()
     arguments, config = config_command.parse(parser, argv)
     if arguments.check_steps < 1:

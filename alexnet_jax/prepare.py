@@ -17,13 +17,13 @@ from alexnet_jax.runtime import storage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for what the user can mend."""
+    """Run the command and return its exit code: 0, or 2 for an error that the user can mend."""
     arguments = vars(_parser().parse_args(argv))
     return command_line.run(lambda: _prepare(**arguments))
 
 
 def _prepare(prepare: Any, data_dir: str, as_json: bool = False, **settings: Any) -> None:
-    """Prepare a data set, with its statistics where it is of photographs, and say what it holds."""
+    """Prepare a data set, compute the statistics of photographs, and print a summary."""
     data_dir = storage.data_directory(data_dir)
     directory = prepare(data_dir, **settings)
     info = tfds.builder_from_directory(directory).info
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
             '--data_dir',
             default='',
             metavar='DIR',
-            help='where data sets live; otherwise TFDS_DATA_DIR, else ~/tensorflow_datasets',
+            help='directory of data sets (default: TFDS_DATA_DIR or ~/tensorflow_datasets)',
         )
         return command
 
@@ -60,39 +60,53 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         'imagenet',
         imagenet.prepare_imagenet,
-        'ILSVRC-2012 or 2010 from the original archives, as imagenet2012 of 256x256 pixels',
+        'ILSVRC-2012 or ILSVRC-2010 from the original archives, resized to 256x256 pixels',
     )
     _add_photographs(
         command,
         'DIR',
         'the folder of the two ILSVRC2012_img_*.tar, or the directory of a tfds imagenet2012 that '
-        'is stored as array_record; for 2010, of ILSVRC2010_images_*.tar, devkit and answers',
+        'is stored as array_record; for 2010, the folder of ILSVRC2010_images_*.tar, the '
+        'development kit and the answers of the test set',
     )
     command.add_argument(
         '--year',
         type=int,
         choices=imagenet.EDITIONS,
         default=2012,
-        help="of the challenge; 2010 is that of the paper's Table 1",
+        help="year of the challenge; the paper's Table 1 is on 2010 (default: 2012)",
     )
-    command.add_argument('--allow_subset', action='store_true', help='accept fewer images')
-    command = add('folder', folder.prepare_folder, 'own photographs, in folders named for classes')
+    command.add_argument(
+        '--allow_subset', action='store_true', help='accept archives with fewer images'
+    )
+    command = add(
+        'folder', folder.prepare_folder, 'your own photographs, in folders named after the classes'
+    )
     _add_photographs(
         command,
         'DIR|TAR',
-        'train/CLASS/* and test/CLASS/*, or CLASS/*: a folder or a tar, .tar.xz, .tar.gz, .tar.bz2',
+        'train/CLASS/* and test/CLASS/*, or CLASS/*, in a folder, .tar, .tar.xz, .tar.gz or '
+        '.tar.bz2',
     )
-    command.add_argument('--name', required=True, help='of the data set, for data.name')
     command.add_argument(
-        '--size', type=int, default=256, help='shorter side and crop; 0 keeps images of one size'
+        '--name', required=True, help='name of the data set, for --config.data.name'
+    )
+    command.add_argument(
+        '--size',
+        type=int,
+        default=256,
+        help='length of the shorter side and of the crop; 0 keeps images that all have one size '
+        '(default: 256)',
     )
     command.add_argument(
         '--eval_fraction',
         type=float,
         metavar='F',
-        help='the part of each class for the split test where there is no such folder; 0: no split',
+        help='fraction of each class for a test split if there is no test folder; 0: no test split',
     )
-    command.add_argument('--seed', type=int, default=0, help='of that choice')
+    command.add_argument(
+        '--seed', type=int, default=0, help='seed of the choice of the test images (default: 0)'
+    )
     return parser
 
 
@@ -105,13 +119,14 @@ def _add_photographs(command: argparse.ArgumentParser, source: str, help: str) -
         choices=range(1, 1025),
         default=_cores(),
         metavar='N',
-        help='processes; otherwise one for each CPU core',
+        help='number of processes (default: one for each CPU core)',
     )
     command.add_argument(
         '--encoding',
         choices=('raw', 'jpeg'),
         default='raw',
-        help='store pixels, or JPEG of quality 95: a fifth of the space, more work in training',
+        help='store pixels, or JPEG of quality 95, which takes a fifth of the space but more time '
+        'in training (default: raw)',
     )
     command.add_argument(
         '--skip_broken', action='store_true', help='leave out images that cannot be read'
@@ -122,13 +137,13 @@ def _add_photographs(command: argparse.ArgumentParser, source: str, help: str) -
 
 
 def _cores() -> int:
-    """Return how many CPU cores this process may use; macOS does not say, so there all of them."""
+    """Return the number of CPU cores that this process may use; on macOS, of all cores."""
     known = hasattr(os, 'sched_getaffinity')
     return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
 
 
 def _statistics(info: Any, data_dir: str, directory: epath.Path, workers: int) -> dict[str, Any]:
-    """Compute the statistics as training would, so that it finds them; return the report."""
+    """Compute the statistics and cache them for training; return the report with them."""
     from alexnet_jax.input.sources import DataConfig
     from alexnet_jax.training import dataset  # imports JAX, which the workers do not need
 
@@ -148,7 +163,7 @@ def _statistics(info: Any, data_dir: str, directory: epath.Path, workers: int) -
 
 
 def _show(report: dict[str, Any], directory: epath.Path) -> None:
-    """Print what was odd, and the statistics."""
+    """Print the unusual images and the statistics."""
     for split, kinds in report['counts'].items():
         for kind, count in kinds.items():
             print(f'{split}: {count} {kind}, for example {report["names"][split][kind][0]}')
@@ -157,8 +172,11 @@ def _show(report: dict[str, Any], directory: epath.Path) -> None:
     statistics = report['statistics']
     mean = ', '.join(f'{value:.2f}' for value in statistics['mean'])
     deviations = ', '.join(f'{value:.2f}' for value in statistics['standard_deviations'])
-    print(f'mean of red, green, blue {mean}; standard deviations of the colours {deviations}')
-    print(f'{directory / photographs.REPORT} has it all')
+    print(
+        f'mean of red, green and blue: {mean}; '
+        f'standard deviations of the colour components: {deviations}'
+    )
+    print(f'the full report is in {directory / photographs.REPORT}')
 
 
 if __name__ == '__main__':

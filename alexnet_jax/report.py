@@ -18,7 +18,7 @@ from alexnet_jax.runtime.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for what the user can mend."""
+    """Run the command and return its exit code: 0, or 2 for an error that the user can mend."""
     arguments = vars(_parser().parse_args(argv))
     return command_line.run(lambda: _report(**arguments))
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(prog='python -m alexnet_jax.report', description='Report on finished runs.')
     commands = parser.add_subparsers(metavar='REPORT', required=True)
-    folder = 'the folder that holds the workdirs'
+    folder = 'the folder that contains the workdirs'
     reproduction = commands.add_parser('reproduction', help="compare runs with the paper's claims")
     reproduction.set_defaults(make=claims.reproduction, write=markdown.reproduction_page)
     reproduction.add_argument('--runs', default='results', metavar='DIR', help=folder)
@@ -62,7 +62,9 @@ def _report(
         try:
             path.write_text(page)
         except OSError as error:
-            raise UserError(f'cannot write {path} ({error.strerror}); change --output') from error
+            raise UserError(
+                f'cannot write {path} ({error.strerror}); choose another --output'
+            ) from error
         print(f'wrote {path}')
     if as_json:
         print(json.dumps(report))

@@ -1,4 +1,4 @@
-"""The paper's network on ImageNet, ILSVRC-2012, as the text of the paper has it.
+"""The paper's network on ImageNet, ILSVRC-2012, as described in the text of the paper.
 
     python -m alexnet_jax.main --config=configs/alexnet.py --data_dir=DIR
 
@@ -7,33 +7,34 @@ with one tower on each of two devices, as in 2012:
     python -m alexnet_jax.main --config=configs/alexnet.py --data_dir=DIR --config.parallel.model=2
 
 Needs:    the data set `imagenet2012` that `python -m alexnet_jax.prepare imagenet` makes.
-Cost:     900,821 steps of batch 128, 4.1356 GFLOP an image: 477 PFLOP in all. Not run here yet.
+Cost:     900,821 steps of batch 128, 4.1356 GFLOP per image: 477 PFLOP in total. Not run yet.
 Expected: the paper's validation errors with ten views are 40.7 % top-1 and 18.2 % top-5 (Table 2).
 
-Every field of a configuration stands here, once, with its meaning; the other files name
-differences. "Paper 3.3" is a section of Krizhevsky, Sutskever and Hinton (2012); "2012 source" is
-the code that the author released later, for what the paper leaves open.
+This file lists every field of a configuration with its meaning; the other files only change some of
+them. "Paper 3.3" is a section of Krizhevsky, Sutskever and Hinton (2012). "2012 source" is the code
+that the author released later; it settles what the paper leaves open.
 """
 
 import ml_collections
 
 
 def convolution(**fields) -> dict:
-    """Return one convolution's fields; the values here hold where a layer names no other."""
+    """Return one convolution's fields; the values here are the defaults."""
     return {
-        'features': 0,  # kernels of both towers together; 0: no such layer
+        'features': 0,  # number of kernels of both towers together; 0: the layer is omitted
         'kernel': 3,  # height and width of a kernel
         'stride': 1,
         'padding': (1, 1),  # zero pixels before and after, on both spatial axes
         'init_std': 0.01,  # weights from N(0, 0.01), Paper 5
-        'init_bias': 0.0,  # Paper 5: 1 in conv2, conv4, conv5, else 0
-        'local': False,  # kernels of its own at each place, in the author's CIFAR-10 networks
-        # What follows the convolution, first to last: 'activation'; 'lrn', response normalisation
-        # (Paper 3.3); 'map_norm', normalisation within a map (2012 source); 'pool', max-pooling.
+        'init_bias': 0.0,  # Paper 5: 1 in conv2, conv4 and conv5, otherwise 0
+        'local': False,  # True: different kernels at each position (networks for CIFAR-10)
+        # The operations after the convolution, in order: 'activation'; 'lrn', response
+        # normalisation (Paper 3.3); 'map_norm', normalisation within a map (2012 source); 'pool',
+        # max-pooling (Paper 3.4).
         'after': ('activation',),
-        'pool_window': 3,  # where 'pool' follows: squares of 3 x 3, 2 apart, Paper 3.4
-        'pool_stride': 2,
-        'pool_partial': False,  # squares that reach beyond the lower and right edge, 2012 source
+        'pool_window': 3,  # the side of the squares; used only if 'pool' is in `after`
+        'pool_stride': 2,  # the distance between the squares
+        'pool_partial': False,  # True: squares may reach beyond the right and lower edge
         **fields,
     }
 
@@ -41,10 +42,10 @@ def convolution(**fields) -> dict:
 def dense(**fields) -> dict:
     """Return the fields of fc6 or fc7."""
     return {
-        'features': 4096,  # Paper 3.5; 0: no such layer
+        'features': 4096,  # Paper 3.5; 0: the layer is omitted
         'sees_both_towers': True,  # Paper 3.2 and Fig. 2
         'init_std': 0.01,  # Paper 5
-        'init_bias': 1.0,  # Paper 5: of the "fully-connected hidden layers"
+        'init_bias': 1.0,  # Paper 5: 1 in the "fully-connected hidden layers"
         **fields,
     }
 
@@ -52,12 +53,12 @@ def dense(**fields) -> dict:
 def get_config() -> ml_collections.ConfigDict:
     """Return the paper's configuration."""
     config = ml_collections.ConfigDict()
-    config.seed = 0  # weights, data order, augmentation and dropout all follow from it
+    config.seed = 0  # determines the weights, data order, augmentation and dropout
 
     config.model = {
-        'num_classes': 1000,  # 0: as many as the data have
+        'num_classes': 1000,  # 0: the number of classes of the data
         'towers': 2,  # Paper 3.2; 1: a network without the split
-        # Paper 3.5. 224 pixels give 55 positions only with 3 more: the 2012 source reads zeros
+        # Paper 3.5. With 224 pixels, 55 positions need 3 more pixels: the 2012 source reads zeros
         # beyond the right and lower edge.
         'conv1': convolution(
             features=96,
@@ -70,7 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
             features=256,
             kernel=5,
             padding=(2, 2),
-            sees_both_towers=False,  # Paper 3.2: which layers take both towers' maps
+            sees_both_towers=False,  # Paper 3.2: only some layers see both towers
             init_bias=1.0,
             after=('activation', 'lrn', 'pool'),
         ),
@@ -86,122 +87,125 @@ def get_config() -> ml_collections.ConfigDict:
         'fc8': {'init_std': 0.01, 'init_bias': 0.0},
         'lrn': {
             **{'k': 2.0, 'n': 5, 'alpha': 1e-4, 'beta': 0.75},  # Paper 3.3
-            'divide_alpha': False,  # alpha / n, as the 2012 source, Caffe and PyTorch
-            'across_towers': False,  # windows over both towers' maps, as Caffe
+            'divide_alpha': False,  # True: alpha / n, as in the 2012 source, Caffe and PyTorch
+            'across_towers': False,  # True: windows over both towers' maps, as in Caffe
         },
         'map_norm': {'k': 1.0, 'n': 5, 'alpha': 1e-3, 'beta': 0.75},  # 2012 source; alpha / n^2
         'activation': 'relu',  # Paper 3.1; or 'tanh', 'sigmoid'
-        # 'normal': N(0, init_std), Paper 5. 'xavier', 'he', 'pytorch': the width follows from the
-        # number of inputs.
+        # 'normal': N(0, init_std), Paper 5. 'xavier', 'he' and 'pytorch' ignore init_std: their
+        # standard deviation depends on the number of inputs.
         'initializer': 'normal',
-        'dropout': 0.5,  # in fc6 and fc7, Paper 4.2; outputs times 0.5 at test time
-        'dropout_inverted': False,  # times 2 in training instead, as most do
-        'dropout_inputs': False,  # of the inputs of fc6 and fc7, as torchvision; else their outputs
-        'dtype': 'float32',  # of the arithmetic, or 'bfloat16' with float32 weights, or 'float64'
-        # Of float32 products: 'highest' is float32 everywhere; by 'default' GPUs take TF32 and TPUs
-        # bfloat16, which is faster and rounds to 10 and 7 bits; 'high' lies between, on TPUs.
+        'dropout': 0.5,  # in fc6 and fc7, Paper 4.2; outputs are halved at test time
+        'dropout_inverted': False,  # True: scale outputs in training instead, as most programs do
+        'dropout_inputs': False,  # True: drop inputs instead of outputs, as in torchvision
+        'dtype': 'float32',  # of the arithmetic; 'bfloat16' (weights stay float32) or 'float64'
+        # The precision of float32 products: 'highest' is float32 everywhere. With 'default' GPUs
+        # use TF32 and TPUs bfloat16, which are faster but have mantissas of 10 and 7 bits. 'high'
+        # is between the two on TPUs.
         'precision': 'highest',
-        # Of the layers: 'plain' as XLA has them, 'fast' the same functions as the CPU likes them;
-        # 'auto': fast on the CPU.
+        # The implementation of the layers: 'plain' uses XLA's operations, 'fast' computes the same
+        # functions in a way that is faster on the CPU, and 'auto' is 'fast' on the CPU.
         'forms': 'auto',
     }
     config.parallel = {
         'data': -1,  # copies of the network; -1: as many as the devices allow
-        'model': 1,  # devices for one copy; 2: one tower on each, as in 2012
-        'backend': 'shard_map',  # what runs the step on each device; or 'pmap', the same numbers
-        'cpu_devices': 0,  # N: the CPU as N devices, one a core is fastest; 0: what JAX finds
-        'initialization_timeout_s': 300,  # how long to wait for all of several processes
-        'heartbeat_timeout_s': 20,  # one without a sign of life for so long is lost: all end
-        'shutdown_timeout_s': 10,  # how long to wait for the others at the end
+        'model': 1,  # devices for each copy; 2: one tower on each, as in 2012
+        'backend': 'shard_map',  # or 'pmap'; both give the same numbers
+        'cpu_devices': 0,  # N: the CPU as N devices, fastest with one per core; 0: what JAX finds
+        'initialization_timeout_s': 300,  # how long to wait for all processes at the start
+        'heartbeat_timeout_s': 20,  # a process that is silent for so long is lost, and all end
+        'shutdown_timeout_s': 10,  # how long to wait for the other processes at the end
     }
     config.data = {
-        'name': 'imagenet2012',  # a tfds data set prepared as array_record
-        'dir': '',  # '': --data_dir, else TFDS_DATA_DIR, else ~/tensorflow_datasets
+        'name': 'imagenet2012',  # a tfds data set, prepared as array_record
+        'dir': '',  # '': --data_dir, or TFDS_DATA_DIR, or ~/tensorflow_datasets
         'train_split': 'train',
-        'eval_split': 'validation',  # '': 'test', 'validation' or 'val', whichever there is
-        'image_shape': (256, 256, 3),  # Paper 2; (): what the data has
-        'train_examples': 1_281_167,  # a data set with another count is refused; 0: any
+        'eval_split': 'validation',  # '': the first of 'test', 'validation' and 'val' that exists
+        'image_shape': (256, 256, 3),  # Paper 2; (): the shape of the data
+        'train_examples': 1_281_167,  # a data set with another number is refused; 0: any number
         'eval_examples': 50_000,
         'read_threads': 2,
-        'prefetch_batches': 2,  # read ahead, on the host
+        'prefetch_batches': 2,  # batches read in advance, on the host
     }
     config.augment = {
         'crop_px': 224,  # Paper 4.1
-        'random_crop': True,  # in training; else the centre
-        'mirror': True,  # in training, and in ten views
-        'images_per_crop': 1,  # consecutive images with one crop and one mirror; 2012 source: 32
-        # The training set's mean image: 'at_crop', its pixels where the crop lies; 'centre', its
-        # centre for every crop, as in the 2012 source; 'channels', one number a channel.
+        'random_crop': True,  # in training; False: the centre
+        'mirror': True,  # in training and in ten views
+        'images_per_crop': 1,  # consecutive images share crop and mirror; 2012 source: 32
+        # What to subtract of the training set's mean image: 'at_crop', its pixels at the position
+        # of the crop; 'centre', its centre for every crop, as in the 2012 source; 'channels', its
+        # mean in each channel.
         'mean': 'at_crop',
-        'pixel_divisor': 1.0,  # of the pixels less the mean; 58, their deviation, elsewhere
-        'colour_std': 0.1,  # PCA colour, Paper 4.1; 0: none
-        'colour_divisor': 1.0,  # of training images while coloured; 2012 source: 1.1
-        'colour_epochs': 0.0,  # colour noise in so many epochs from the start; 0: in all
-        'rotation_degrees': 0.0,  # by up to so much either way; popular articles, not the paper
+        'pixel_divisor': 1.0,  # divides the pixels after the mean is subtracted; others use 58
+        'colour_std': 0.1,  # PCA colour noise, Paper 4.1; 0: none
+        'colour_divisor': 1.0,  # divides training images with colour noise; 2012 source: 1.1
+        'colour_epochs': 0.0,  # number of epochs, from the start, with colour noise; 0: all
+        'rotation_degrees': 0.0,  # largest random rotation, from popular articles, not the paper
     }
     config.optim = {  # Paper 5
         'learning_rate': 0.01,
-        'reference_batch': 0,  # N: rates are for batches of N, others scale them; 0: rates as given
-        'warmup_epochs': 0.0,  # every rate rises from near 0 over so many epochs; 0: none
+        'reference_batch': 0,  # N: rates hold for batches of N and scale with the batch; 0: fixed
+        'warmup_epochs': 0.0,  # all rates rise linearly over these epochs; 0: no warm-up
         'momentum': 0.9,
         'weight_decay': 0.0005,
-        'rate_inside_velocity': True,  # as Paper 5; outside: optax.sgd and PyTorch
+        'rate_inside_velocity': True,  # Paper 5; False: as in optax.sgd and PyTorch
         'lars_trust_coefficient': 0.0,  # LARS (You 2017), for example 0.001; 0: none
-        # Multipliers of the rate and of the decay of a layer, of all kernels or biases, or of one
-        # parameter: (('bias', 2.0),), (('conv1', 0.1), ('fc8.bias', 0.0)). All that name a
-        # parameter apply.
+        # Multipliers of the rate and of the weight decay, for a layer, for all kernels or biases,
+        # or for one parameter: (('bias', 2.0),) or (('conv1', 0.1), ('fc8.bias', 0.0)). If several
+        # apply to a parameter, they are multiplied.
         'lr_multipliers': (),  # 2012 source: (('bias', 2.0),)
         # 2012 source: (('bias', 0.0),); Paper 5 decays every parameter.
         'weight_decay_multipliers': (),
-        # DEVIATION: learning-rate drops by rule - the author divided by 10 by hand when the
-        # validation error stopped improving; here a rule does: 'plateau', 'steps' or 'constant'
+        # DEVIATION: learning-rate drops by rule - the author divided the rate by 10 by hand when
+        # the validation error stopped improving; here a rule does: 'plateau', 'steps' or 'constant'
         'schedule': 'plateau',
         'drop_factor': 0.1,
-        'milestone_epochs': (),  # for 'steps'
+        'milestone_epochs': (),  # for 'steps': the epochs of the drops
         'plateau_patience': 5,  # for 'plateau': evaluations without an improvement before a drop
-        'plateau_min_delta': 0.001,  # of the top-1 error: less is no improvement
-        'plateau_max_drops': 3,  # at most
-        # (epoch, layer, rate): from that epoch on the layer has that rate, whatever the schedule
-        # says; 'all' is every layer without an event of its own: ((25, 'all', 0.001),).
+        'plateau_min_delta': 0.001,  # for 'plateau': the least improvement of the top-1 error
+        'plateau_max_drops': 3,  # for 'plateau': the largest number of drops
+        # (epoch, layer, rate), for example ((25, 'all', 0.001),): from that epoch on the layer has
+        # that rate instead of the schedule's; 'all' means every layer without its own event.
         'events': (),
     }
     config.training = {
         'batch_size': 128,  # Paper 5; of all devices together
-        'accumulation_steps': 1,  # parts of a batch computed one after the other, to save memory
+        'accumulation_steps': 1,  # N: divide a batch into N parts, one after the other, for memory
         'total_epochs': 90.0,  # Paper 5
-        'total_steps': 0,  # 0: the epochs decide
+        'total_steps': 0,  # if above 0, this replaces total_epochs
         'log_every_steps': 100,
-        'eval_every_epochs': 1.0,  # 0: at the end only
-        # A step that takes longer ends the run, exit code 75; ten times as long for the first step,
-        # a batch of an evaluation and a save. 0: never.
+        'eval_every_epochs': 1.0,  # 0: only at the end
+        # A step that takes longer ends the run with exit code 75. The first step, a batch of an
+        # evaluation and a save may take ten times as long. 0: no limit.
         'watchdog_s': 1800,
-        # A workdir, or its checkpoints/STEP: step 0 begins with what fits of its parameters, the
-        # log names the rest; a resumed run ignores it. So began CNN*, Paper 6.
+        # A workdir, or its checkpoints/STEP, whose parameters initialise the network where they
+        # fit; the log names the others. A resumed run ignores it. CNN* was initialised so, Paper 6.
         'init_from': '',
-        # Compiled programs are kept here for the next start; '': nowhere. They are code that the
-        # next start runs: a directory that only you can write to.
+        # Compiled programs are kept in this directory for the next start; '': not kept. The next
+        # start runs their code, so only you should be able to write to it.
         'compilation_cache_dir': '',
     }
     config.evaluation = {
         'batch_size': 128,  # of all devices together
         'views': 1,  # during training: 1, the centre crop, or 10 (Paper 4.1)
         'final_views': 10,  # after the last step and in --mode=evaluate
-        'checkpoint': 'latest',  # what --mode=evaluate takes: 'latest' or 'best'
-        # Workdirs, or their checkpoints/STEP, that --mode=evaluate takes as one: their softmax
-        # outputs averaged (Paper 6), or weighted to the least loss on another split (2012 source).
+        'checkpoint': 'latest',  # the one that --mode=evaluate evaluates: 'latest' or 'best'
+        # Workdirs, or their checkpoints/STEP, that --mode=evaluate evaluates as an ensemble.
         'ensemble': (),
-        'ensemble_weights': 'mean',  # or 'search'
+        # 'mean' averages their softmax outputs (Paper 6); 'search' weights them to minimise the
+        # loss on another split (2012 source).
+        'ensemble_weights': 'mean',
         'ensemble_search_split': '',  # for 'search'
-        'ensemble_dir': '',  # errors, weights and all outputs (.npy) go there; '': nowhere
+        'ensemble_dir': '',  # directory for errors, weights and all outputs (.npy); '': not written
     }
-    config.checkpoint = {  # one is saved after each evaluation, too
-        'save_every_steps': 2000,  # 0: after evaluations only
+    config.checkpoint = {  # a checkpoint is also saved after each evaluation
+        'save_every_steps': 2000,  # 0: only after evaluations
         'keep_latest': 2,
         'keep_best': 1,  # by top-1 error of the centre crop
     }
     config.log = {
         'tensorboard': True,
-        'progress_bar': True,  # on a terminal only
-        'profile_steps': (0, 0),  # first and last step of a profile; (0, 0): none
+        'progress_bar': True,  # only on a terminal
+        'profile_steps': (0, 0),  # first and last step to profile; (0, 0): none
     }
     return config

@@ -1,13 +1,13 @@
-"""CaffeNet, the BVLC's reference network: pooling before normalisation, Caffe's norm.
+"""CaffeNet, the BVLC's reference network: it pools before normalising, with Caffe's norm.
 
     python -m alexnet_jax.main --config=configs/caffenet.py --data_dir=DIR
 
 Needs:    the data set `imagenet2012` that `python -m alexnet_jax.prepare imagenet` makes.
-Cost:     90 epochs, 4.1356 GFLOP an image. Not run.
+Cost:     90 epochs, 4.1356 GFLOP per image. Not run.
 Expected: 42.6 % top-1 and 19.6 % top-5 validation error, one crop.
 
-Caffe reads 227 pixels without padding where the paper's network reads 224 and three zeros, and
-normalises across both towers' maps. The mean image is Caffe's, in RGB order here.
+Caffe reads 227 pixels without padding, while the paper's network reads 224 pixels and three zeros.
+It normalises across both towers' maps. It subtracts the mean image's centre, here in RGB order.
 """
 
 import ml_collections

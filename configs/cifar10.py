@@ -2,10 +2,10 @@
 
     python -m alexnet_jax.main --config=configs/cifar10.py --data_dir=DIR
 
-Needs:    tfds's `cifar10`, or the images in train/CLASS/* and test/CLASS/* by
+Needs:    tfds's `cifar10`, or the images as train/CLASS/* and test/CLASS/*, prepared with
           python -m alexnet_jax.prepare folder --source DIR --name cifar10 --size=0
-Cost:     0.051 GFLOP an image; 12 epochs at some 900 images/s on 2 CPU cores, 11 minutes.
-Expected: 26.9 % top-1 error, 25.2 % with ten views, on a copy of CIFAR-10 kept as JPEG
+Cost:     0.051 GFLOP per image; 12 epochs at about 900 images/s on 2 CPU cores, 11 minutes.
+Expected: 26.9 % top-1 error, 25.2 % with ten views, on a copy of CIFAR-10 stored as JPEG
           (--config.data.name=cifar10_jpeg; results/cifar10_jpeg). Not run on the original.
 """
 
@@ -16,7 +16,7 @@ from configs.alexnet import convolution
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Return the paper's configuration, made for images of 32 pixels."""
+    """Return the paper's configuration, adapted to images of 32 x 32 pixels."""
     config = alexnet.get_config()
     model = config.model
     model.num_classes = 10

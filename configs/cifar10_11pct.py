@@ -2,7 +2,7 @@
 
     python -m alexnet_jax.main --config=configs/cifar10_11pct.py --data_dir=DIR
 
-Needs:    tfds's `cifar10`, or as configs/cifar10.py makes it.
+Needs:    `cifar10`, see configs/cifar10.py.
 Cost:     about 520 epochs. Not run.
 Expected: 11 % top-1 error with ten views, against 13 % without the norm (Paper 3.3).
 """

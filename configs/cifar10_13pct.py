@@ -2,11 +2,12 @@
 
     python -m alexnet_jax.main --config=configs/cifar10_13pct.py --data_dir=DIR
 
-Needs:    tfds's `cifar10`, or as configs/cifar10.py makes it.
+Needs:    `cifar10`, see configs/cifar10.py.
 Cost:     120 epochs. Not run.
-Expected: 13 % top-1 error. Likely the "four-layer CNN" of Paper 3.3, which says no more of it.
+Expected: 13 % top-1 error. This is probably the "four-layer CNN" of Paper 3.3.
 
-The kernels, rates and decays are the file's; how long to train it does not say.
+The kernels, learning rates and weight decays are those of the author's file, which does not say how
+long to train.
 """
 
 import ml_collections

@@ -1,15 +1,15 @@
-r"""A quarter of the widths of `cifar10.py`, for minutes on a CPU: tells two ways of training apart.
+r"""A narrow version of `cifar10.py` that trains in minutes on a CPU, to compare ways of training.
 
     python -m alexnet_jax.main --config=configs/cifar10_small.py --data_dir=DIR
 
-and from what another run has learned, such as one of other classes:
+or, initialised with the parameters of another run, for example on other classes:
 
     python -m alexnet_jax.main --config=configs/cifar10_small.py --data_dir=DIR --workdir=NEW \
         --config.training.init_from=OTHER
 
 Needs:    as `cifar10.py`.
-Cost:     0.02 GFLOP an image.
-Expected: `results/cifar10_jpeg_half_*` are such runs, each of five of the classes.
+Cost:     0.02 GFLOP per image.
+Expected: `results/cifar10_jpeg_half_*` are such runs, each on five of the classes.
 """
 
 import ml_collections

@@ -3,7 +3,7 @@
     python -m alexnet_jax.main --config=configs/cnn_star.py --data_dir=DIR
 
 Needs:    the data set `imagenet2012` that `python -m alexnet_jax.prepare imagenet` makes.
-          `--config.training.init_from=RUN`: a run on the wider label set, which is not public.
+          `--config.training.init_from=RUN`, a run on the larger data set, which is not public.
 Cost:     as configs/alexnet.py. Not run.
 Expected: 39.0 % top-1 and 16.6 % top-5 validation error with ten views (Table 2).
 """

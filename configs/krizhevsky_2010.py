@@ -1,10 +1,10 @@
-"""The run behind the paper's Table 1, #145-2010, as the author's released source has it.
+"""The run behind the paper's Table 1, #145-2010, with the settings of the author's source.
 
     python -m alexnet_jax.main --config=configs/krizhevsky_2010.py --data_dir=DIR
 
 Needs:    `imagenet2010` as `python -m alexnet_jax.prepare imagenet --year=2010` makes it.
 Cost:     as configs/krizhevsky_2012.py. Not run.
-Expected: its log has 37.4727 % top-1 and 16.9987 % top-5 test error with ten views.
+Expected: the author's log has 37.4727 % top-1 and 16.9987 % top-5 test error with ten views.
 """
 
 import ml_collections

@@ -1,13 +1,14 @@
-"""The run behind the paper's Table 2, #145, as the author's released source has it (2012).
+"""The run behind the paper's Table 2, #145, with the settings of the author's source (2012).
 
     python -m alexnet_jax.main --config=configs/krizhevsky_2012.py --data_dir=DIR
 
 Needs:    the data set `imagenet2012` that `python -m alexnet_jax.prepare imagenet` makes.
 Cost:     as configs/alexnet.py, 91 epochs: 910,830 steps. Not run.
-Expected: its log has 40.6640 % top-1 and 18.2100 % top-5 validation error with ten views.
+Expected: the author's log has 40.6640 % top-1 and 18.2100 % top-5 validation error with ten views.
 
-The paper's text and its source differ: this file is the source. Its log names the weights' rates;
-the biases' stand at twice those here, while its files show 0.02 and 0.002 at two times only.
+Where the paper's text and its source differ, this file follows the source. The author's log gives
+the learning rates of the weights. Here those of the biases are always twice as high; the author's
+files show them, 0.02 and 0.002, at only two points in time.
 """
 
 import ml_collections
@@ -19,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Return the configuration of run #145."""
     config = alexnet.get_config()
     model = config.model
-    # The ReLU of conv1 stands on pool1's output; conv2 has one norm more.
+    # In conv1 the ReLU comes after pooling; conv2 has one more normalisation.
     model.conv1.after = ('lrn', 'pool', 'activation')
     model.conv2.after = ('activation', 'lrn', 'map_norm', 'pool')
     model.lrn.divide_alpha = True

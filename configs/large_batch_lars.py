@@ -1,10 +1,10 @@
-"""A batch of 8,192 with LARS (You, 2017): each layer trusts its gradient in proportion.
+"""A batch of 8,192 with LARS (You, 2017), which scales each layer's update to its weights.
 
     python -m alexnet_jax.main --config=configs/large_batch_lars.py --data_dir=DIR
 
 Needs:    the data set `imagenet2012` that `python -m alexnet_jax.prepare imagenet` makes.
 Cost:     as configs/alexnet.py, in 14,076 steps. Not run.
-Expected: about 42 % top-1 validation error, one crop, once rate and trust are tuned.
+Expected: about 42 % top-1 validation error with one crop, after tuning of learning rate and trust.
 """
 
 import ml_collections

@@ -1,10 +1,10 @@
-"""A batch of 4,096 with the rate scaled by the batch, after a warm-up (Goyal, 2017).
+"""A batch of 4,096, with a learning rate in proportion to the batch and a warm-up (Goyal, 2017).
 
     python -m alexnet_jax.main --config=configs/large_batch_linear.py --data_dir=DIR
 
 Needs:    the data set `imagenet2012` that `python -m alexnet_jax.prepare imagenet` makes.
 Cost:     as configs/alexnet.py, in 28,151 steps. Not run.
-Expected: to compare with configs/large_batch_lars.py; not measured.
+Expected: not known; compare with configs/large_batch_lars.py.
 """
 
 import ml_collections

@@ -4,7 +4,7 @@
 
 Needs:    the data set `imagenet2012` that `python -m alexnet_jax.prepare imagenet` makes.
 Cost:     as configs/alexnet.py. Not run.
-Expected: about 2 points of top-1 error worse.
+Expected: a top-1 error that is about 2 percentage points higher.
 """
 
 import ml_collections

@@ -1,10 +1,10 @@
-"""The paper's layers as one tower: every kernel sees all maps of the layer before.
+"""The paper's layers as one tower, in which every kernel sees all maps of the previous layer.
 
     python -m alexnet_jax.main --config=configs/one_tower.py --data_dir=DIR
 
 Needs:    the data set `imagenet2012` that `python -m alexnet_jax.prepare imagenet` makes.
 Cost:     1.57 times the multiplications of configs/alexnet.py. Not run.
-Expected: the paper gives no number for it; the best of others' single towers, 38.07 %.
+Expected: the paper gives no number; the best of other single-tower networks has 38.07 %.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""Run #150: towers that never communicate, before fc8.
+"""Run #150: towers that do not communicate before fc8.
 
     python -m alexnet_jax.main --config=configs/separate_towers.py --data_dir=DIR
 

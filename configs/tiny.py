@@ -1,10 +1,10 @@
-"""The digits, by the smallest network that has all of the paper's parts, for a dozen steps: tests.
+"""A dozen steps on the digits for tests, with the smallest network with all parts of the paper's.
 
     python -m alexnet_jax.main --config=configs/tiny.py
 
 Needs:    nothing.
 Cost:     seconds, most of them compilation.
-Expected: that it runs; it learns nothing worth a number.
+Expected: it runs; the errors mean nothing.
 """
 
 import ml_collections

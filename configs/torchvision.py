@@ -3,11 +3,12 @@
     python -m alexnet_jax.main --config=configs/torchvision.py --data_dir=DIR
 
 Needs:    the data set `imagenet2012` that `python -m alexnet_jax.prepare imagenet` makes.
-Cost:     90 epochs, 4.1444 GFLOP an image. Not run.
-Expected: its published weights have 43.48 % top-1 and 20.93 % top-5 validation error, one crop.
+Cost:     90 epochs, 4.1444 GFLOP per image. Not run.
+Expected: the published weights have 43.48 % top-1 and 20.93 % top-5 validation error with one crop.
 
-Not the paper's network: fewer kernels in conv1 to conv4, none of them in towers, dropout of the
-inputs of fc6 and fc7. It was trained with torchvision's crops of random size, which are not here.
+This is not the paper's network: it has fewer kernels in conv1 to conv4, one tower, and dropout of
+the inputs of fc6 and fc7. It was trained with torchvision's crops of random size, which this
+program does not have.
 """
 
 import ml_collections
@@ -24,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.conv2.update(features=192, after=('activation', 'pool'))
     model.conv4.features = 256
     for name in ('conv2', 'conv4', 'conv5', 'fc6', 'fc7'):
-        model[name].init_bias = 0.0  # PyTorch draws them, too
+        model[name].init_bias = 0.0  # PyTorch draws these, too
     config.augment.update(mean='channels', pixel_divisor=57.4, colour_std=0.0)
     config.optim.update(
         weight_decay=1e-4,

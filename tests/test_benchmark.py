@@ -36,7 +36,7 @@ def command(data_dir, *arguments: str, **environment: str) -> subprocess.Complet
         (['prepare'], "--source='' does not exist; name a folder or a tar"),
         (['prepare', '--source=configs'], 'configs contains no JPEG or PNG files'),
         (['flying'], "argument WHAT: invalid choice: 'flying' (choose from "),
-        (['input', 'output'], 'output is an argument too many'),
+        (['input', 'output'], 'unexpected argument output'),
         (['layers', '--against=torch'], '--against is an option of step, not of layers'),
         (['step', '--synthetic=20'], '--synthetic is an option of input, not of step'),
         (['prediction', '--sweep'], '--sweep is an option of step, not of prediction'),

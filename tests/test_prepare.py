@@ -56,7 +56,7 @@ def test_the_flag_comes_before_the_environment(tmp_path, monkeypatch):
     [
         ([], 'DATA_SET'),
         (['digit'], "'digit'"),
-        (['digits', '--dir=x'], '--dir is no option; did you mean --data_dir?'),
+        (['digits', '--dir=x'], 'unknown option --dir; did you mean --data_dir?'),
         (['digits', '--data_dir'], '--data_dir'),
     ],
 )

@@ -9,10 +9,10 @@
 set -euo pipefail
 
 # These must be set.
-: "${NAME:?of the run, and of its workdir: lower-case letters, digits and hyphens}"
-: "${IMAGE:?the image that launch/Dockerfile makes, in a registry that the cluster reads}"
-: "${DATA_CLAIM:?the PersistentVolumeClaim with the prepared data sets}"
-: "${WORK_CLAIM:?the PersistentVolumeClaim for the workdirs, ReadWriteMany}"
+: "${NAME:?set it to the name of the run and its workdir: lower-case letters, digits and hyphens}"
+: "${IMAGE:?set it to the image that launch/Dockerfile makes, in a registry that the cluster reads}"
+: "${DATA_CLAIM:?set it to the PersistentVolumeClaim with the prepared data sets}"
+: "${WORK_CLAIM:?set it to the PersistentVolumeClaim for the workdirs, ReadWriteMany}"
 # Sizes.
 NODES=${NODES:-1}               # one process runs on each; for TPUs, the hosts of one slice
 DEVICES=${DEVICES:-8}           # GPUs or TPU chips of each node
@@ -31,7 +31,7 @@ KUBECTL=${KUBECTL:-kubectl create --filename=-}  # `create` refuses a name that 
 
 case ${1:-} in
   gpu | tpu) template=$(<"$(dirname "${BASH_SOURCE[0]}")/jobset_$1.yaml") ;;
-  *) echo "error: the first argument is gpu or tpu" >&2; exit 2 ;;
+  *) echo "error: the first argument must be gpu or tpu" >&2; exit 2 ;;
 esac
 shift
 

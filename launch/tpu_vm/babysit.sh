@@ -8,8 +8,9 @@
 # Leave it running in tmux on a machine that stays on. The variables of create.sh may be set as well.
 set -uo pipefail
 
-: "${NAME:?of the TPU VM}" "${ZONE:?where the TPUs are}" "${TYPE:?for example v5litepod-16}"
-MAX_STARTS=${MAX_STARTS:-50}  # of the run; an attempt to create the VM counts as one
+: "${NAME:?set it to the name of the TPU VM}" "${ZONE:?set it to the zone of the TPUs}"
+: "${TYPE:?set it to the type of the TPUs, for example v5litepod-16}"
+MAX_STARTS=${MAX_STARTS:-50}  # an attempt to create the VM counts as a start
 POLL_S=${POLL_S:-60}
 MAX_SILENCE=${MAX_SILENCE:-10}  # after so many polls without an answer, the VM is created again
 here=$(dirname "${BASH_SOURCE[0]}")
@@ -41,7 +42,7 @@ run() {
 
 starts=0 silence=0
 again() {
-  ((starts < MAX_STARTS)) || { say "started $MAX_STARTS times: not again"; exit 75; }
+  ((starts < MAX_STARTS)) || { say "giving up after $MAX_STARTS starts"; exit 75; }
   starts=$((starts + 1))
   say "$1: start $starts of at most $MAX_STARTS"
 }
@@ -73,7 +74,7 @@ while true; do
       if "$here/create.sh"; then "$here/run.sh" start "$@"; fi
       ;;
     [A-Z]* | running | silent) ;;
-    *) say "the run ended with $state: not again"; exit "$state" ;;
+    *) say "the run ended with $state and is not started again"; exit "$state" ;;
   esac
   sleep "$POLL_S"
 done

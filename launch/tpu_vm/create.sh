@@ -7,7 +7,8 @@
 # data and a shared disk (Filestore) for the workdir, because each host writes its part of a checkpoint.
 set -euo pipefail
 
-: "${NAME:?of the TPU VM}" "${ZONE:?where the TPUs are}" "${TYPE:?for example v5litepod-16}"
+: "${NAME:?set it to the name of the TPU VM}" "${ZONE:?set it to the zone of the TPUs}"
+: "${TYPE:?set it to the type of the TPUs, for example v5litepod-16}"
 VERSION=${VERSION:-tpu-ubuntu2204-base}  # https://cloud.google.com/tpu/docs/runtimes
 SPOT=${SPOT:-true}                       # cheaper, but may be taken away at any time: see babysit.sh
 STARTUP_SCRIPT=${STARTUP_SCRIPT:-}

@@ -13,7 +13,7 @@ running() { [[ -f run.pid ]] && kill -0 -- "-$(<run.pid)" 2>/dev/null; }
 
 case ${1:-} in
   start)
-    if running; then echo "error: a run goes on here, stop it first" >&2; exit 2; fi
+    if running; then echo "error: a run is already in progress here; stop it first" >&2; exit 2; fi
     rm -f run.code
     # shellcheck disable=SC2016
     JAX_PLATFORMS=tpu,cpu setsid bash -c 'trap : TERM; "$@"; echo $? >run.code' run \
@@ -39,7 +39,7 @@ case ${1:-} in
     if running; then kill -KILL -- "-$(<run.pid)"; fi
     ;;
   *)
-    echo "error: start, state or stop, not '${1:-}'" >&2
+    echo "error: the first argument must be start, state or stop, not '${1:-}'" >&2
     exit 2
     ;;
 esac

@@ -9,8 +9,8 @@
 # first.
 set -euo pipefail
 
-: "${NAME:?of the TPU VM}" "${ZONE:?where it is}"
-(($#)) || { echo "error: start, state or stop is missing" >&2; exit 2; }
+: "${NAME:?set it to the name of the TPU VM}" "${ZONE:?set it to the zone of the TPU VM}"
+(($#)) || { echo "error: the first argument must be start, state or stop" >&2; exit 2; }
 
 # Each argument is quoted once, for the host's shell, which reads the command that ssh passes on.
 printf -v command ' %q' "$@"

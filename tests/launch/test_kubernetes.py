@@ -160,7 +160,7 @@ def test_a_missing_value_is_named(submit, tmp_path, name):
 
 def test_a_wrong_kind_is_refused(submit, tmp_path):
     run = submit('cpu')
-    assert (run.returncode, run.stderr) == (2, 'error: the first argument is gpu or tpu\n')
+    assert (run.returncode, run.stderr) == (2, 'error: the first argument must be gpu or tpu\n')
     assert not (tmp_path / 'manifest').exists()
 
 

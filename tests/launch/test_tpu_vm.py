@@ -218,7 +218,7 @@ def test_a_host_stops_with_sigterm_and_has_one_run_at_a_time(host):
     run('start', program='trap "exit 143" TERM; while true; do sleep 0.1; done')
     wait('running')
     time.sleep(0.3)
-    assert run('start') == 'error: a run goes on here, stop it first'
+    assert run('start') == 'error: a run is already in progress here; stop it first'
     run('stop')
     wait('143')
 
