@@ -147,16 +147,11 @@ def _statistics(info: Any, data_dir: str, directory: epath.Path, workers: int) -
     from alexnet_jax.input.sources import DataConfig
     from alexnet_jax.training import dataset  # imports JAX, which the workers do not need
 
-    config = DataConfig(
-        name=f'{info.name}:{info.version}',
-        dir=data_dir,
-        train_split='train',
+    config = DataConfig.as_stored(
+        f'{info.name}:{info.version}',
+        data_dir,
         eval_split=next((split for split in info.splits if split != 'train'), 'train'),
-        image_shape=(),
-        train_examples=0,
-        eval_examples=0,
         read_threads=workers,
-        prefetch_batches=1,
     )
     _, statistics = dataset.load(config)
     return photographs.add_statistics(directory, statistics)

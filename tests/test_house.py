@@ -47,7 +47,7 @@ def imports(file: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_the_contracts_of_import_linter_hold():
-    """The rooms in their order, no circles, no pickle, no TensorFlow: `pyproject.toml` has them."""
+    """The order of the packages, no circles, no pickle, no TensorFlow: see `pyproject.toml`."""
     command = [str(Path(sys.executable).parent / 'lint-imports'), '--no-cache']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

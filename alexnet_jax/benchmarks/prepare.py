@@ -109,15 +109,5 @@ def _write(data_dir: str, source: str, items: list[photographs.Item], workers: i
 
 
 def _compute_statistics(data_dir: str) -> None:
-    data = sources.DataConfig(
-        name='benchmark',
-        dir=data_dir,
-        train_split='train',
-        eval_split='train',
-        image_shape=(),
-        train_examples=0,
-        eval_examples=0,
-        read_threads=1,
-        prefetch_batches=1,
-    )
+    data = sources.DataConfig.as_stored('benchmark', data_dir)
     stats.compute_statistics(sources.open_dataset(data).train)

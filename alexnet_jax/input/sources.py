@@ -53,6 +53,23 @@ class DataConfig(Section):
     read_threads: int = field(integer(1), role=PLACE)
     prefetch_batches: int = field(integer(1), role=PLACE)
 
+    @classmethod
+    def as_stored(
+        cls, name: str, dir: str, *, eval_split: str = 'train', read_threads: int = 1
+    ) -> 'DataConfig':
+        """Return the section for a prepared data set whose sizes are whatever the data say."""
+        return cls(
+            name=name,
+            dir=dir,
+            train_split='train',
+            eval_split=eval_split,
+            image_shape=(),
+            train_examples=0,
+            eval_examples=0,
+            read_threads=read_threads,
+            prefetch_batches=1,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:

@@ -154,7 +154,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise UserError('figures need matplotlib; pip install "matplotlib>=3.11,<4"') from error
+        raise UserError('figures need matplotlib; pip install "matplotlib>=3.11.2,<4"') from error
     matplotlib.use('agg')
     # Text is stored as text, and the bytes do not change from run to run.
     matplotlib.rcParams.update({'svg.fonttype': 'none', 'svg.hashsalt': 'alexnet_jax'})

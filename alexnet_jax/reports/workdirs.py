@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from alexnet_jax.checkpoint.earlier import in_present_names
 from alexnet_jax.reports import paper
 from alexnet_jax.reports.curves import epochs_to_error
 from alexnet_jax.runtime import config as sections
@@ -100,7 +101,7 @@ def read_runs(directory: epath.Path) -> tuple[list[Run], list[dict[str, str]]]:
 
 def _fields(config: Any) -> dict[str, Any]:
     """Return a configuration by dotted names; raise KeyError if a field of every run is missing."""
-    fields = sections.with_off_values(Config, sections.flatten(config))
+    fields = sections.with_off_values(Config, sections.flatten(in_present_names(config)))
     _ = [fields[name] for name in _IN_EVERY_RUN]
     return fields
 

@@ -20,11 +20,12 @@ from typing import Any, TypeVar
 
 from alexnet_jax.runtime.errors import UserError
 
-# The role of a field says whether two runs that differ in it can still be the same experiment.
-MEANING = 'meaning'  # it defines what is computed from which data; with another value it is not
-SCHEDULE = 'schedule'  # it sets the length, the drops of the learning rate or the evaluation
-NUMERICS = 'numerics'  # it sets how the same function is computed: dtype, precision, accumulation
-PLACE = 'place'  # it sets where a run computes and writes, or its seed; results differ by chance
+# The role of a field. Runs that differ in a field of role MEANING are different experiments; runs
+# that differ only in fields of role PLACE are repetitions of one experiment.
+MEANING = 'meaning'  # what is computed, and from which data
+SCHEDULE = 'schedule'  # the length, the drops of the learning rate, the evaluation
+NUMERICS = 'numerics'  # how the same function is computed: dtype, precision, accumulation
+PLACE = 'place'  # where a run computes and writes, what it logs, and its seed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import pathlib
 import re
 import shutil
 import subprocess
@@ -213,6 +214,15 @@ def test_a_field_that_this_version_does_not_know_could_mean_anything(tmp_path):
     config['model']['shortcut'] = True
     (directory / 'config.json').write_text(json.dumps(config))
     assert not _measured(tmp_path)
+
+
+def test_a_run_saved_under_the_earlier_names_of_fields_reads_as_one_of_today(tmp_path):
+    golden = pathlib.Path(__file__).parents[1] / 'golden' / 'earlier_configs.json'
+    today, before = (
+        _write(tmp_path, name, config=digits.get_config()) for name in ('today', 'before')
+    )
+    (before / 'config.json').write_text(json.dumps(json.loads(golden.read_text())['digits']))
+    assert read_run(epath.Path(before)).fields == read_run(epath.Path(today)).fields
 
 
 def test_fields_that_define_nothing_may_differ(tmp_path):
