@@ -12,14 +12,19 @@ def reproduction_page(report: Mapping[str, Any]) -> str:
         'Errors are in percent; epochs, ratios and losses are as named. `2012` is from the log of '
         "the author's own run. `ours` is the mean over the seeds (least to largest). Where the "
         'configuration of our runs differs from that of the claim, the fields follow `measured`.',
-        '',
-        *_header('claim', 'paper', '2012', 'ours', 'seeds', 'status', 'source'),
     ]
+    measured = [row for row in report['rows'] if row['ours'] is not None]
+    if measured:
+        lines += ['', '## Measured', '']
+        lines += _header('claim', 'paper', '2012', 'ours', 'seeds', 'status', 'source')
+    for row in measured:
+        ours = _ours(row, row['ours']), row['seeds'], _status(row)
+        lines.append(_table_row(*_claim(row), *ours, row['source']))
+    lines += ['', '## Not measured', '']
+    lines += _header('claim', 'paper', '2012', 'status', 'source')
     for row in report['rows']:
-        note = f': {row["note"]}' if row['note'] else ''
-        numbers = _number(row['paper']), _number(row['run_2012']), _ours(row, row['ours'])
-        cells = row['claim'], *numbers, row['seeds'], row['status'] + note, row['source']
-        lines.append(_table_row(*cells))
+        if row['ours'] is None:
+            lines.append(_table_row(*_claim(row), _status(row), row['source']))
     if report['others']:
         lines += [
             '',
@@ -79,6 +84,14 @@ def _words(metric: str) -> str:
 
 def _number(value: float | None) -> str:
     return '-' if value is None else f'{value:.4f}'.rstrip('0').rstrip('.')
+
+
+def _claim(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row['claim'], _number(row['paper']), _number(row['run_2012'])
+
+
+def _status(row: Mapping[str, Any]) -> str:
+    return f'{row["status"]}: {row["note"]}' if row['note'] else row['status']
 
 
 def _ours(row: Mapping[str, Any], mean: float | None) -> str:

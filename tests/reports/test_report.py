@@ -173,6 +173,14 @@ def test_a_run_of_the_claim_s_configuration_is_measured(tmp_path):
     assert _measured(tmp_path) == {TOP1, TOP1.replace('top1', 'top5')}
 
 
+def test_the_page_begins_with_what_was_measured(tmp_path, capsys):
+    _write(tmp_path, 'any name')
+    assert report.main(['reproduction', '--runs', str(tmp_path)]) == 0
+    measured, rest = capsys.readouterr().out.split('## Not measured')
+    assert f'| {TOP1} | 40.7 | 40.664 | 41.00 | 1 | measured |' in measured.split('## Measured')[1]
+    assert TOP1 + ' |' not in rest
+
+
 def test_seeds_count_once_and_give_the_spread(tmp_path):
     for name, seed, error in (('a', 0, 0.40), ('copy of a', 0, 0.42), ('b', 7, 0.43)):
         _write(tmp_path, name, {'seed': seed}, **{'eval/top1_error_10_views': error})
@@ -440,7 +448,8 @@ def test_small_runs_stand_in_a_table_of_their_own(tmp_path, capsys):
     claims, others = text.split('## Other runs')
     assert '| digits test | top1 error | 1.50 (1.00 to 2.00) | 2 | 90.0001 |' in others
     assert 'digits' not in claims
-    assert f'| {TOP1} | 40.7 | 40.664 | - | 0 | not run | Paper Table 2; #145 |' in claims
+    assert '## Measured' not in claims
+    assert f'| {TOP1} | 40.7 | 40.664 | not run | Paper Table 2; #145 |' in claims
     assert '- half: it ended at step 1800, epoch 45' in others
     assert report.main(['reproduction', '--runs', str(runs)]) == 0
     assert capsys.readouterr().out == text
