@@ -11,7 +11,7 @@ WHAT is one of
   prediction     time and cost of a step on clusters, computed from operations and bytes
 
 Measure on a machine that is otherwise idle.
-Exit codes: 0 success, 1 a bug (traceback), 2 an error that you can mend (one line).
+Exit codes: 0 success, 1 a bug (traceback), 2 an error that you can mend (one line), 130 Ctrl-C.
 """
 
 import json

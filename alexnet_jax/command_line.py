@@ -1,11 +1,15 @@
-"""The parts of all commands: a parser with one-line errors, and the exit code of a UserError."""
+"""The parts of all commands: a parser with one-line errors, and the exit codes."""
 
 import argparse
+import contextlib
 import difflib
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from alexnet_jax.runtime.errors import UserError, print_error
+from alexnet_jax.runtime.errors import print_error, safe_output, user_error
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,10 +49,44 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(command: Callable[[], object]) -> int:
-    """Run a command and return its exit code: 0, or 2 after printing a UserError in one line."""
+    """Run a command and return its exit code.
+
+    It is 0; 2 after an error that the user can mend, in one line; 130 or 143 after Ctrl-C or
+    SIGTERM; 141 if the reader of standard output has left.
+    """
     try:
-        command()
-    except UserError as error:
-        print_error(error)
+        with _signals_interrupt(), safe_output():
+            command()
+    except KeyboardInterrupt as interrupt:
+        number = signal.Signals(interrupt.args[0] if interrupt.args else signal.SIGINT)
+        print_error(f'stopped by {number.name}; to go on, run the same command again')
+        return 128 + number
+    except Exception as error:
+        mendable = user_error(error)
+        if mendable is None:
+            raise
+        print_error(mendable)
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM interrupt the body, so that it cleans up; a second ends at once."""
+
+    def interrupt(number: int, frame: object) -> None:
+        for each in before:
+            signal.signal(each, lambda number, frame: os._exit(128 + number))
+        raise KeyboardInterrupt(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # which alone gets signals
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: old for number, old in handlers.items() if old != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

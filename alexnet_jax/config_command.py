@@ -14,7 +14,7 @@ from absl import logging as absl_logging
 from alexnet_jax.command_line import Parser
 from alexnet_jax.parallel import mesh, processes
 from alexnet_jax.runtime import memory, storage
-from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.errors import UserError, safe_output, user_error
 from alexnet_jax.training import config as config_lib
 from alexnet_jax.training.config import Config
 
@@ -75,7 +75,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _set_up(config: Config) -> None:
     """Set up JAX's devices, memory, dtypes and compilation cache as the configuration says."""
-    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax logs every save
+    # Orbax logs every save, and with its stack each error that it raises.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     mesh.select_platform(config.parallel.cpu_devices)
     memory.keep()
     if cache := config.training.compilation_cache_dir:
@@ -98,8 +99,10 @@ def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
     console.addHandler(handler)
     try:
-        sys.exit(command(argv))
+        with safe_output():
+            code = command(argv)
+        sys.exit(code)
     except KeyboardInterrupt:
         processes.leave(130)
     except Exception as error:
-        processes.end_all(error)
+        processes.end_all(user_error(error) or error)

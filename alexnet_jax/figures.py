@@ -16,9 +16,8 @@ from alexnet_jax.runtime import storage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for an error that the user can mend."""
-    arguments = vars(_parser().parse_args(argv))
-    return command_line.run(lambda: _draw(**arguments))
+    """Run the command and return its exit code (see `command_line.run`)."""
+    return command_line.run(lambda: _draw(**vars(_parser().parse_args(argv))))
 
 
 def _parser() -> Parser:

@@ -10,17 +10,25 @@ Exit codes: 0 success, 1 a bug (traceback), 2 an error that you can mend (one li
 watchdog, 134 another process was lost, 143 saved and ended on SIGTERM, 130 on Ctrl-C.
 """
 
+from alexnet_jax.runtime import beginning
+
+if __name__ == '__main__':
+    beginning.prepare_process()
+
+import argparse
 import pathlib
 from collections.abc import Sequence
 from typing import NoReturn
 
 import jax
+from etils import epath
 
 from alexnet_jax import config_command
 from alexnet_jax.command_line import Parser
 from alexnet_jax.parallel import processes
 from alexnet_jax.runtime import storage
-from alexnet_jax.training import check, describe, ensemble, evaluate_checkpoint, loop
+from alexnet_jax.training import check, describe, ensemble, evaluate_checkpoint, guard, loop
+from alexnet_jax.training.config import Config
 from alexnet_jax.training.experiment import build
 
 
@@ -57,6 +65,8 @@ def _parser() -> Parser:
     )
     add('--num_processes', type=int, metavar='N', help='the number of processes')
     add('--process_id', type=int, metavar='I', help='the number of this process, from 0')
+    # For launch/task.sh: the file is made after the first training step.
+    add('--first_step_file', default='', help=argparse.SUPPRESS)
     return parser
 
 
@@ -76,6 +86,15 @@ def run(argv: Sequence[str] | None) -> int:
         process_id=arguments.process_id,
         wait_on_sigterm=arguments.mode == 'train' and not arguments.dry_run,
     )
+    training = config.training
+    with guard.Watchdog(training.watchdog_s, training.watchdog_slow_s, arguments.first_step_file):
+        guard.expect('the start of the devices', slow=True)
+        processes.start_devices()
+        return _run(arguments, config, workdir)
+
+
+def _run(arguments: argparse.Namespace, config: Config, workdir: epath.Path) -> int:
+    """Do what the options ask for, once all processes have met; return the exit code."""
     if arguments.mode == 'evaluate' and config.evaluation.ensemble and not arguments.dry_run:
         ensemble.evaluate_ensemble(config)
         return 0
@@ -96,6 +115,7 @@ def run(argv: Sequence[str] | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run as a command: one line and exit code 2 for a UserError."""
+    beginning.end_with(processes.end_now)
     config_command.run(run, argv)
 
 

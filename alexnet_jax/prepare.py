@@ -14,12 +14,12 @@ from alexnet_jax import command_line
 from alexnet_jax.command_line import Parser
 from alexnet_jax.preparation import digits, folder, imagenet, photographs
 from alexnet_jax.runtime import storage
+from alexnet_jax.runtime.errors import escaped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for an error that the user can mend."""
-    arguments = vars(_parser().parse_args(argv))
-    return command_line.run(lambda: _prepare(**arguments))
+    """Run the command and return its exit code (see `command_line.run`)."""
+    return command_line.run(lambda: _prepare(**vars(_parser().parse_args(argv))))
 
 
 def _prepare(prepare: Any, data_dir: str, as_json: bool = False, **settings: Any) -> None:
@@ -60,14 +60,15 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         'imagenet',
         imagenet.prepare_imagenet,
-        'ILSVRC-2012 or ILSVRC-2010 from the original archives, resized to 256x256 pixels',
+        'ILSVRC-2012 or ILSVRC-2010 from archives or folders, resized to 256x256 pixels',
     )
     _add_photographs(
         command,
         'DIR',
-        'the folder of the two ILSVRC2012_img_*.tar, or the directory of a tfds imagenet2012 that '
-        'is stored as array_record; for 2010, the folder of ILSVRC2010_images_*.tar, the '
-        'development kit and the answers of the test set',
+        'the folder of the two ILSVRC2012_img_*.tar or of train/SYNSET/* and val/* or '
+        "val/SYNSET/*, Kaggle's folder with ILSVRC/Data/CLS-LOC, or the directory of a tfds "
+        'imagenet2012 that is stored as array_record; for 2010, the folder of '
+        'ILSVRC2010_images_*.tar, the development kit and the answers of the test set',
     )
     command.add_argument(
         '--year',
@@ -76,17 +77,15 @@ def _parser() -> argparse.ArgumentParser:
         default=2012,
         help="year of the challenge; the paper's Table 1 is on 2010 (default: 2012)",
     )
-    command.add_argument(
-        '--allow_subset', action='store_true', help='accept archives with fewer images'
-    )
+    command.add_argument('--allow_subset', action='store_true', help='accept fewer images')
     command = add(
         'folder', folder.prepare_folder, 'your own photographs, in folders named after the classes'
     )
     _add_photographs(
         command,
-        'DIR|TAR',
-        'train/CLASS/* and test/CLASS/*, or CLASS/*, in a folder, .tar, .tar.xz, .tar.gz or '
-        '.tar.bz2',
+        'DIR|TAR|ZIP',
+        'train/CLASS/* and test/CLASS/*, or CLASS/*, in a folder, a zip or a tar, which may be '
+        'compressed with gzip, xz or bzip2',
     )
     command.add_argument(
         '--name', required=True, help='name of the data set, for --config.data.name'
@@ -106,6 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         '--seed', type=int, default=0, help='seed of the choice of the test images (default: 0)'
+    )
+    command.add_argument(
+        '--skip_empty',
+        action='store_true',
+        help='leave out classes without training images, and other folders without images',
+    )
+    command.add_argument(
+        '--follow_links',
+        action='store_true',
+        help='follow links that lead out of the folder, and links to other folders',
     )
     return parser
 
@@ -161,9 +170,11 @@ def _show(report: dict[str, Any], directory: epath.Path) -> None:
     """Print the unusual images and the statistics."""
     for split, kinds in report['counts'].items():
         for kind, count in kinds.items():
-            print(f'{split}: {count} {kind}, for example {report["names"][split][kind][0]}')
+            print(
+                f'{split}: {count} {kind}, for example {escaped(report["names"][split][kind][0])}'
+            )
     for kind, names in report['ignored'].items():
-        print(f'not used: {len(names)} {kind}, for example {names[0]}')
+        print(f'not used: {len(names)} {kind}, for example {escaped(names[0])}')
     statistics = report['statistics']
     mean = ', '.join(f'{value:.2f}' for value in statistics['mean'])
     deviations = ', '.join(f'{value:.2f}' for value in statistics['standard_deviations'])

@@ -14,13 +14,11 @@ from alexnet_jax.command_line import Parser
 from alexnet_jax.reports import against_baseline, claims, markdown
 from alexnet_jax.reports.workdirs import METRICS
 from alexnet_jax.runtime import storage
-from alexnet_jax.runtime.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for an error that the user can mend."""
-    arguments = vars(_parser().parse_args(argv))
-    return command_line.run(lambda: _report(**arguments))
+    """Run the command and return its exit code (see `command_line.run`)."""
+    return command_line.run(lambda: _report(**vars(_parser().parse_args(argv))))
 
 
 def _parser() -> Parser:
@@ -59,12 +57,8 @@ def _report(
     page = write(report)
     if output:
         path = storage.resolve(output, '--output')
-        try:
+        with storage.writing(path):
             path.write_text(page)
-        except OSError as error:
-            raise UserError(
-                f'cannot write {path} ({error.strerror}); choose another --output'
-            ) from error
         print(f'wrote {path}')
     if as_json:
         print(json.dumps(report))

@@ -113,7 +113,7 @@ def get_config() -> ml_collections.ConfigDict:
         'backend': 'shard_map',  # or 'pmap'; both give the same numbers
         'cpu_devices': 0,  # N: the CPU as N devices, fastest with one per core; 0: what JAX finds
         'initialization_timeout_s': 300,  # how long to wait for all processes at the start
-        'heartbeat_timeout_s': 20,  # a process that is silent for so long is lost, and all end
+        'heartbeat_timeout_s': 100,  # a process that is silent for so long is lost, and all end
         'shutdown_timeout_s': 10,  # how long to wait for the other processes at the end
     }
     config.data = {
@@ -175,9 +175,13 @@ def get_config() -> ml_collections.ConfigDict:
         'total_steps': 0,  # if above 0, this replaces total_epochs
         'log_every_steps': 100,
         'eval_every_epochs': 1.0,  # 0: only at the end
-        # A step that takes longer ends the run with exit code 75. The first step, a batch of an
-        # evaluation and a save may take ten times as long. 0: no limit.
+        # A step that takes longer ends the run with exit code 75. 0: no limit.
         'watchdog_s': 1800,
+        # The same for what is slow: opening the data, each part of their statistics, compiling,
+        # the first step, a batch of an evaluation, reading or writing a checkpoint. An hour is
+        # ample for each of them on a busy file system, and costs less than waiting for the end of
+        # the job. 0: no limit.
+        'watchdog_slow_s': 3600,
         # A workdir, or its checkpoints/STEP, whose parameters initialise the network where they
         # fit; the log names the others. A resumed run ignores it. CNN* was initialised so, Paper 6.
         'init_from': '',

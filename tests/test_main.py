@@ -70,6 +70,11 @@ def command(monkeypatch, capsys, tmp_path):
         ([TINY, 'extra'], r'unexpected argument extra'),
         ([TINY, '--check_steps=many'], r"--check_steps: invalid int value: 'many'"),
         ([TINY, '--config.data.name=nothing'], r"data set 'nothing' is not in "),
+        ([TINY, '--config.data.name=[d]*'], r"data set '\[d\]\*' is not in "),
+        (
+            [TINY, '--data_dir=/dev/null', '--config.data.name=x'],
+            r'/dev/null: Not a dir',
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(command, arguments, words):

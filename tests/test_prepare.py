@@ -89,6 +89,18 @@ def test_an_object_store_is_refused(capsys):
     assert errors.count('\n') == 1
 
 
+@pytest.mark.parametrize(
+    ('option', 'line'),
+    [
+        ('--size=-1', '--size=-1 must be at least 0'),
+        ('--eval_fraction=2', '--eval_fraction=2.0 must be at least 0 and below 1'),
+    ],
+)
+def test_only_the_wrong_option_is_named(capsys, option, line):
+    assert prepare.main(['folder', '--source=x', '--name=x', option]) == 2
+    assert capsys.readouterr().err == f'error: {line}\n'
+
+
 def test_a_worker_for_each_core_where_the_system_says_only_how_many_there_are(monkeypatch):
     monkeypatch.delattr(os, 'sched_getaffinity')  # as on macOS
     monkeypatch.setattr(os, 'cpu_count', lambda: 7)

@@ -1,15 +1,20 @@
 """Save checkpoints with Orbax in the background, and verify their digests before any use.
 
 This is the only module that uses Orbax. Orbax restores a flipped bit without an error, so each
-committed step gets a `manifest.json`, written last, with the SHA-256 of every file. A step without
-a manifest is unfinished and a step that does not match its manifest is damaged; neither is loaded.
+committed step whose arrays are all there gets a `manifest.json`, written last, with the SHA-256 of
+every file. A step without a manifest is unfinished and a step that does not match its manifest is
+damaged; neither is loaded.
 """
 
+import contextlib
 import dataclasses
+import json
 import logging
 import operator
-import threading
-from collections.abc import Callable, Mapping
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -20,15 +25,15 @@ from etils import epath
 from flax import serialization, traverse_util
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from alexnet_jax.checkpoint import earlier
-from alexnet_jax.checkpoint.manifest import find_sound, move_aside, take_back, write_manifest
+from alexnet_jax.checkpoint import earlier, manifest
 from alexnet_jax.parallel import processes
-from alexnet_jax.runtime.config import PLACE, Section, field, integer
+from alexnet_jax.runtime import storage
+from alexnet_jax.runtime.config import PLACE, Section, field, integer, is_number
 from alexnet_jax.runtime.errors import UserError, first_line
 
 _logger = logging.getLogger(__name__)
 _BEST = 'eval/top1_error'
-_COMMITTED = '_CHECKPOINT_METADATA'  # is in a step's directory once Orbax has committed the step
+_METRICS = 'metrics/metrics'  # the file in which Orbax keeps them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,11 +58,20 @@ class Restored(NamedTuple):
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager without its checks for SIGTERM, which would interfere with the loop's."""
+    """Orbax's manager, which leaves SIGTERM to the loop and reads no damaged metrics."""
 
     def reached_preemption(self, step: int) -> bool:
         del step
         return False
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        directory = self.directory / str(step)
+        try:
+            metrics = json.loads((directory / _METRICS).read_bytes())
+        except (OSError, ValueError):  # there are none, or they are damaged
+            return None
+        fit = isinstance(metrics, dict) and is_number(metrics.get(_BEST))
+        return metrics if fit and not manifest.find_damage_of(directory, _METRICS) else None
 
 
 class Checkpoints:
@@ -68,14 +82,28 @@ class Checkpoints:
         self._directory = (workdir / 'checkpoints').resolve()  # Orbax wants an absolute path
         self._damaged = workdir / 'damaged'
         self._superseded = workdir / 'superseded'
-        if not read_only:
-            processes.from_first(
-                lambda: take_back(self._superseded, self._directory, self._damaged)
-            )
         self._save_every_steps = config.save_every_steps
-        self._sealer = futures.ThreadPoolExecutor(1, 'seal')
+        self._begun = -1  # the step of the last save
         self._sealing: futures.Future | None = None
-        self._stop_sealing = threading.Event()
+        with contextlib.ExitStack() as stack:
+            if not read_only:
+                processes.from_first(self._prepare)
+            self._inode = _inode(self._directory)
+            # The directory as Orbax takes it; see `storage.literal`.
+            self._path = stack.enter_context(storage.literal(self._directory))
+            stack.enter_context(_no_calls_of_closed_loops())
+            self._manager = self._open(config, read_only)
+            stack.callback(self._manager.close)
+            self._sealer = stack.enter_context(futures.ThreadPoolExecutor(1, 'seal'))
+            self._opened = stack.pop_all()
+
+    def _prepare(self) -> None:
+        """Make the directory, and undo what a kill has left half done there."""
+        with storage.writing(f'checkpoints to {self._directory}'):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            manifest.take_back(self._superseded, self._directory, self._damaged)
+
+    def _open(self, config: CheckpointConfig, read_only: bool) -> _Manager:
         error = operator.itemgetter(_BEST)
         keep = [
             preservation_policy.LatestN(config.keep_latest),
@@ -86,8 +114,8 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             ),
         ]
-        self._manager = _Manager(
-            self._directory,
+        return _Manager(
+            self._path,
             item_handlers={
                 'state': ocp.StandardCheckpointHandler(),
                 'meta': ocp.JsonCheckpointHandler(),
@@ -117,8 +145,7 @@ class Checkpoints:
             # Not raised, because the first error is the one that ends the run.
             _logger.warning('the last save failed, too: %s', error)
         finally:
-            self._sealer.shutdown()
-            self._manager.close()
+            self._opened.close()
 
     def due(self, step: int) -> bool:
         """Say whether `save_every_steps` asks for a save after `step` steps."""
@@ -138,56 +165,84 @@ class Checkpoints:
         the previous save failed.
         """
         self.wait()
+        if _inode(self._directory) != self._inode:
+            raise UserError(
+                f'{self._directory} was deleted, replaced or unmounted while the run was writing '
+                'to it; bring it back or choose another --workdir, and start the run again'
+            )
         if step in self._manager.all_steps():
             if not processes.from_first(lambda: self._make_way(step, metrics is not None)):
                 return
             self._manager.reload()
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_to_tree(state)), meta=ocp.args.JsonSave(dict(meta))
-            ),
-            metrics=dict(metrics) if metrics else None,
-            force=True,
-        )
+        tree = _to_tree(state)
+        with self._saving(step):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(dict(meta))
+                ),
+                metrics=dict(metrics) if metrics else None,
+                force=True,
+            )
         if jax.process_index() == 0:
-            self._stop_sealing.clear()
-            self._sealing = self._sealer.submit(self._seal, step)
+            self._sealing = self._sealer.submit(self._seal, step, _kinds(_flat(tree)))
+        self._begun = step
 
     def _make_way(self, step: int, evaluated: bool) -> bool:
         """Move a saved step aside if only the new save has metrics; return whether it was moved."""
         if not evaluated or self._manager.metrics(step) is not None:
             return False
-        self._superseded.mkdir(parents=True, exist_ok=True)
-        (self._directory / str(step)).rename(self._superseded / str(step))
+        with storage.writing(f'a checkpoint to {self._superseded}'):
+            self._superseded.mkdir(parents=True, exist_ok=True)
+            (self._directory / str(step)).rename(self._superseded / str(step))
         return True
 
-    def _seal(self, step: int) -> None:
-        """Wait until Orbax has committed a step, then write its manifest."""
-        directory = self._directory / str(step)
-        while not (directory / _COMMITTED).exists():
-            if self._stop_sealing.wait(0.02):
-                return
-        write_manifest(directory)
+    def _seal(self, step: int, wanted: dict[str, tuple]) -> None:
+        """Wait until Orbax has committed a step, and write its manifest if all leaves are there."""
+        self._manager.wait_until_finished()
+        if not (self._directory / str(step)).exists():
+            raise ValueError(f'Orbax has not committed step {step}')
+        saved = self._saved_kinds(step)
+        for name in sorted(wanted.keys() | saved.keys()):
+            if saved.get(name) != wanted.get(name):
+                raise ValueError(
+                    f'{name} is {_describe(saved.get(name))} and not {_describe(wanted.get(name))}'
+                )
+        manifest.write_manifest(self._directory / str(step))
 
     def wait(self) -> None:
         """Wait until the current save is committed and sealed; raise UserError if it failed."""
         sealing, self._sealing = self._sealing, None
-        try:
+        with self._saving(self._begun):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
             if sealing is not None:
                 sealing.result()
+        if sealing is not None and self._superseded.exists():
+            with storage.writing(f'a checkpoint to {self._superseded}'):
+                self._superseded.rmtree()
+
+    @contextlib.contextmanager
+    def _saving(self, step: int) -> Iterator[None]:
+        """Turn an error of the body into a UserError, and remove what the save has left behind."""
+        try:
+            yield
         except Exception as error:  # Orbax raises those of the file system and of tensorstore
-            self._stop_sealing.set()
             if processes.is_lost_peer(error):
                 raise
-            raise UserError(
-                f'a checkpoint could not be written to {self._directory} '
-                f'({first_line(error)}); free some space there, then run the same command again'
-            ) from error
-        if sealing is not None and self._superseded.exists():
-            self._superseded.rmtree()
+            if jax.process_index() == 0:
+                self._remove_unsealed(step)
+            raise storage.unwritten(f'a checkpoint to {self._directory}', error) from error
+
+    def _remove_unsealed(self, step: int) -> None:
+        """Free the space that a failed save takes; the steps before it stay."""
+        for path in self._contents():
+            unsealed = path.name == str(step) and not (path / manifest.NAME).exists()
+            if unsealed or ocp.utils.is_tmp_checkpoint(path):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _contents(self) -> list[epath.Path]:
+        return sorted(self._directory.iterdir()) if self._directory.exists() else []
 
     def restore(
         self,
@@ -216,7 +271,16 @@ class Checkpoints:
     def _choose(self, which: str, set_aside: bool) -> int | None:
         """Return the step to restore, or None if there is none; see `restore` and `find`."""
         steps = sorted(self._manager.all_steps(), reverse=True)
+        known = set(map(str, steps))
+        strangers = [
+            path.name
+            for path in self._contents()
+            if path.name not in known and not ocp.utils.is_tmp_checkpoint(path)
+        ]
+        if strangers:
+            _logger.warning('in %s, %s', self._directory, manifest.words_for_strangers(strangers))
         if which == 'best':
+            self._require_sound_metrics(steps)
             best = self._manager.best_step()
             if steps and best is None:
                 raise UserError(
@@ -226,11 +290,22 @@ class Checkpoints:
             steps = [step for step in steps if step == best]
         elif which != 'latest':
             steps = [step for step in steps if str(step) == which]
-        sound, bad = find_sound(self._directory, steps, which)
+        sound, bad = manifest.find_sound(self._directory, steps, which)
         if set_aside:
-            for step in bad:
-                move_aside(self._directory / str(step), self._damaged)
+            with storage.writing(f'a damaged checkpoint to {self._damaged}'):
+                for step in bad:
+                    manifest.move_aside(self._directory / str(step), self._damaged)
         return sound
+
+    def _require_sound_metrics(self, steps: Sequence[int]) -> None:
+        """Raise UserError if it is not known which step is the best."""
+        for step in steps:
+            if problem := manifest.find_damage_of(self._directory / str(step), _METRICS):
+                raise UserError(
+                    f'checkpoint {step} in {self._directory} may be the best, but is not sound: '
+                    f'{problem}; restore it from a copy, or choose a step with '
+                    '--config.evaluation.checkpoint'
+                )
 
     def find(self, which: str = 'latest') -> tuple[int, dict[str, Any]] | None:
         """Return the step and meta of a sound checkpoint, or None if there are no checkpoints.
@@ -247,8 +322,12 @@ class Checkpoints:
         Returns these, `{layer: {kernel, bias}}`, and the difference for each other parameter that
         is saved or asked for, such as `{'fc8.bias': 'float32[5] there, float32[10] here'}`.
         """
-        saved = _flat(self._manager.item_metadata(step)['state']['params'])
-        have, want = _kinds(saved), _kinds(_flat(abstract_params))
+        have = {
+            name.removeprefix('params.'): kind
+            for name, kind in self._open_arrays(step).items()
+            if name.startswith('params.')
+        }
+        want = _kinds(_flat(abstract_params))
         others = {
             name: f'{_describe(have.get(name))} there, {_describe(want.get(name))} here'
             for name in sorted(have.keys() | want.keys())
@@ -260,7 +339,7 @@ class Checkpoints:
         tree = {'params': traverse_util.unflatten_dict(chosen, sep='.')}
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(
-                self._directory / str(step) / 'state',
+                self._path / str(step) / 'state',
                 args=ocp.args.PyTreeRestore(
                     item=tree,
                     restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
@@ -287,8 +366,7 @@ class Checkpoints:
 
     def _check_leaves(self, step: int, tree: Any) -> None:
         """Raise UserError unless names, shapes and dtypes match; Orbax would silently cast."""
-        saved = self._manager.item_metadata(step)['state']
-        have, want = _kinds(_flat(saved)), _kinds(_flat(tree))
+        have, want = self._open_arrays(step), _kinds(_flat(tree))
         for name in sorted(have.keys() | want.keys()):
             if have.get(name) != want.get(name):
                 raise UserError(
@@ -296,6 +374,52 @@ class Checkpoints:
                     f'{name} is {_describe(have.get(name))} there and {_describe(want.get(name))} '
                     'here; use the configuration of that run or another --workdir'
                 )
+
+    def _open_arrays(self, step: int) -> dict[str, tuple]:
+        """Return `_saved_kinds`; raise UserError for a step that was sealed incomplete."""
+        directory = self._directory / str(step)
+        try:
+            return self._saved_kinds(step)
+        except (OSError, ValueError) as error:
+            if manifest.find_damage(directory):
+                raise  # it was deleted, by the run that writes it
+            raise UserError(
+                f'checkpoint {directory} is not complete ({first_line(error)[:80]}); move it away, '
+                'or choose another one'
+            ) from error
+
+    def _saved_kinds(self, step: int) -> dict[str, tuple]:
+        """Open every array of a step, and return its shape and dtype."""
+        handler = ocp.StandardCheckpointHandler()
+        return _kinds(_flat(handler.metadata(self._path / str(step) / 'state')))
+
+
+def _inode(directory: epath.Path) -> tuple[int, int] | None:
+    """Return what tells a directory from any other, or None if there is none."""
+    try:
+        found = os.stat(directory)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def _no_calls_of_closed_loops() -> Iterator[None]:
+    """Print no tracebacks of tensorstore's calls to a loop that Orbax has closed after an error.
+
+    There are dozens when a save fails, and the error itself is raised, too.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if unraisable.object is not None or str(unraisable.exc_value) != 'Event loop is closed':
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _to_tree(state: Any) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
+import jax
 from etils import epath
 
 from alexnet_jax.checkpoint.checkpoints import Checkpoints
+from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import UserError
 
 _logger = logging.getLogger(__name__)
+_T = TypeVar('_T')
+_LOOKS = 5  # at checkpoints that a training deletes meanwhile
 
 
 def workdir_of(place: epath.Path) -> epath.Path:
@@ -39,6 +43,44 @@ def read_only(
         if found is None:
             raise none
         yield checkpoints, *found
+
+
+def read(
+    place: epath.Path, which: str, use: Callable[[Checkpoints, int, dict[str, Any]], _T]
+) -> _T:
+    """Return `use(checkpoints, step, meta)` for the step that `read_only` finds.
+
+    A training may delete that step meanwhile: then this looks for the step again, with one process
+    four times at most, and raises UserError after that.
+    """
+    for look in range(1, _LOOKS + 1):
+        before = _files(place)
+        try:
+            with read_only(place, which) as (checkpoints, step, meta):
+                return use(checkpoints, step, meta)
+        except Exception as error:
+            if before <= _files(place):  # nothing was deleted
+                raise
+            if jax.process_count() > 1 or look == _LOOKS:  # the others may have read all of it
+                raise UserError(
+                    f'the checkpoints in {place} were deleted while they were read; run the same '
+                    'command again, or raise checkpoint.keep_latest of that run'
+                ) from error
+        _logger.warning('a checkpoint in %s was deleted while it was read; looking again', place)
+    raise AssertionError
+
+
+def _files(place: epath.Path) -> set[str]:
+    """Return the files of all steps that are committed."""
+    steps = workdir_of(place) / 'checkpoints'
+    found = steps.iterdir() if steps.exists() else ()
+    return {
+        f'{root}/{name}'
+        for step in found
+        if step.name.isdigit()
+        for root, _, names in step.walk()
+        for name in names
+    }
 
 
 def restore_network(wanted: Any, checkpoints: Checkpoints, step: int, place: epath.PathLike) -> Any:
@@ -71,13 +113,18 @@ def init_params(
 
     Raises UserError if there is no sound checkpoint, or if none of its parameters fits.
     """
-    with read_only(epath.Path(source)) as (checkpoints, step, meta):
+    anew: dict[str, str] = {}
+
+    def restore(checkpoints: Checkpoints, step: int, meta: dict[str, Any]) -> Any:
         known = dict(wanted)
-        anew: dict[str, str] = {}
+        anew.clear()
         if meta['data']['class_names'] != class_names:
             known.pop('fc8')
             anew['fc8'] = 'other classes'
-        loaded, others = checkpoints.restore_params(step, known)
+        return step, meta, *checkpoints.restore_params(step, known)
+
+    place = storage.resolve(source, 'config.training.init_from')
+    step, meta, loaded, others = read(place, 'latest', restore)
     if not loaded:
         raise UserError(
             f'config.training.init_from = {source}: none of its parameters fits, for example '

@@ -1,10 +1,16 @@
 """Open a prepared tensorflow-datasets data set by name, check it, and read its examples."""
 
+import bisect
+import contextlib
 import dataclasses
+import functools
+import glob
 import hashlib
+import itertools
+import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -24,12 +30,13 @@ from alexnet_jax.runtime.config import (
     text,
     tuple_of,
 )
-from alexnet_jax.runtime.errors import UserError, first_line
+from alexnet_jax.runtime.errors import UserError, first_line, system_errors
 from alexnet_jax.runtime.storage import path_field
 
 _HELP = 'python -m alexnet_jax.prepare --help'
 _EVAL_SPLITS = ('test', 'validation', 'val')  # the names that data.eval_split = '' tries
 _METADATA = 'features.json'  # tfds writes it last, so its presence marks a complete data set
+RECIPE = 'recipe.json'  # of a data set that `records.write_dataset` wrote: what it was made of
 _ONE_SIZE = (
     'all images must have the same size; resize them with '
     'python -m alexnet_jax.prepare folder, or alexnet_jax.preparation.records.write_dataset'
@@ -83,6 +90,7 @@ class Split:
     decode: Decoder
     shards: tuple[tuple[int, int, int], ...]  # (skipped, taken, all) examples of each file
     files: tuple[str, ...]  # the names of these files
+    states: tuple[tuple[int, int], ...]  # size and time of modification of each, when it was opened
 
     def __len__(self) -> int:
         return len(self.records)
@@ -90,17 +98,26 @@ class Split:
     def __getitem__(self, index: int) -> dict[str, np.ndarray | np.int32]:
         """Return `image` uint8 [H, W, C] and `label` int32.
 
-        Raises UserError, naming the split and the index, for a record that cannot be read, an image
-        of another dtype or shape, and a label outside the classes.
+        Raises UserError, naming the file, the split and the index, for a record that cannot be read
+        and for a file that has changed since the split was opened; naming the split and the index,
+        for an image of another dtype or shape and for a label outside the classes.
         """
         if not 0 <= index < len(self):
             raise IndexError(f'{self.full_name} {self.name} has no example {index}')
         where = f'example {index} of {self.full_name} {self.name}'
+        number = bisect.bisect_right(self._ends, index)
+        file = self.files[number]
         try:
+            # Files that are open can be read after they were deleted, but the others cannot; and
+            # what was copied over a file may be images of another data set.
+            if _state(file) != self.states[number]:
+                raise ValueError('it was removed or changed after it was opened')
             image, label = self.decode(self.records[index])
         except Exception as error:  # of ArrayRecord, of the protocol buffer or of an image decoder
+            reason = getattr(error, 'strerror', None) or first_line(error)
             raise UserError(
-                f'{where} cannot be read ({first_line(error)}); copy or prepare the data set again'
+                f'{file}: {where} cannot be read ({reason}); copy or prepare the data set again, '
+                'then run the same command again'
             ) from error
         if image.dtype != np.uint8 or image.shape != self.image_shape:
             raise UserError(
@@ -113,6 +130,11 @@ class Split:
                 f'choose a split that has labels'
             )
         return {'image': image, 'label': np.int32(label)}
+
+    @functools.cached_property
+    def _ends(self) -> list[int]:
+        """The number of examples up to the end of each file."""
+        return list(itertools.accumulate(taken for _, taken, _ in self.shards))
 
     def overlaps(self, other: 'Split') -> bool:
         """Say whether the two splits share an example."""
@@ -165,6 +187,7 @@ class Dataset:
         }
 
 
+@system_errors()
 def open_dataset(config: DataConfig) -> Dataset:
     """Open a data set that was prepared as ArrayRecord; this downloads and writes nothing.
 
@@ -173,8 +196,8 @@ def open_dataset(config: DataConfig) -> Dataset:
     of '' means the first of 'test', 'validation' and 'val' that exists. An `image_shape` of () and
     numbers of examples of 0 are taken from the data; other values must agree with the data.
 
-    Raises UserError if the data set is missing or incomplete, is stored in another format, does not
-    consist of images with labels, or does not agree with the configuration.
+    Raises UserError if the data set is missing or incomplete, cannot be read, is stored in another
+    format, does not consist of images with labels, or does not agree with the configuration.
     """
     root = epath.Path(config.dir)
     path = _find(config.name, root)
@@ -215,16 +238,31 @@ def is_prepared(name: str, dir: epath.PathLike) -> bool:
 def _versions(name: str, root: epath.Path) -> list[epath.Path]:
     """Return each complete ROOT/NAME[/CONFIG]/VERSION that matches the name, the highest last."""
     base, _, version = name.partition(':')
-    found = [path.parent for path in root.glob(f'{base}/{version or "*"}/{_METADATA}')]
-    found = [path for path in found if tfds.core.Version.is_valid(path.name)]
+    found = _glob(f'{glob.escape(base)}/{glob.escape(version) or "*"}/{_METADATA}', root)
+    found = [path.parent for path in found if tfds.core.Version.is_valid(path.parent.name)]
     return sorted(found, key=lambda path: tfds.core.Version(path.name))
+
+
+def _glob(pattern: str, root: epath.Path) -> list[epath.Path]:
+    """Return the paths below a root that match; the root itself may hold any character."""
+    return [root / path for path in glob.glob(pattern, root_dir=os.fspath(root))]
 
 
 def _find(name: str, root: epath.Path) -> epath.Path:
     if versions := _versions(name, root):
         return versions[-1]
+    base, _, version = name.partition(':')
+    for folder in (root, root / base):
+        if folder.exists():
+            os.listdir(folder)  # a folder that cannot be read is an error of its own
+    for path in _glob(f'{glob.escape(base)}/{glob.escape(version) or "*"}', root):
+        if tfds.core.Version.is_valid(path.name):
+            raise UserError(
+                f'{path} is incomplete: it has no {_METADATA}, which is written last; copy the '
+                f'rest, or prepare it: {_remedy(name, root)}'
+            )
     depths = (f'*/*/{_METADATA}', f'*/*/*/{_METADATA}')  # NAME/VERSION, NAME/CONFIG/VERSION
-    there = {str(path.relative_to(root).parents[1]) for d in depths for path in root.glob(d)}
+    there = {str(path.relative_to(root).parents[1]) for d in depths for path in _glob(d, root)}
     raise UserError(
         f'data set {name!r} is not in {root}, which has {", ".join(sorted(there)) or "none"}; '
         f'to prepare it: {_remedy(name, root)}'
@@ -255,6 +293,8 @@ def _remedy(name: str, root: epath.Path) -> str:
 
 def _open_builder(path: epath.Path, again: str) -> Any:
     """Return the tfds builder of a directory that holds images with labels as ArrayRecord."""
+    for file in (_METADATA, 'dataset_info.json'):
+        _require_permission(path / file)
     try:
         builder = tfds.builder_from_directory(path)
     except Exception as error:  # of the file system, of JSON, of a feature that tfds cannot restore
@@ -274,7 +314,21 @@ def _open_builder(path: epath.Path, again: str) -> Any:
             f'{name} has the features {", ".join(sorted(features))}, but an image and a label, a '
             f'ClassLabel, are needed; choose another data.name'
         )
+    damaged = _damaged_names(path, features['label'])
+    if damaged:
+        raise UserError(f'{damaged} is missing or damaged; to prepare the data set again: {again}')
     return builder
+
+
+def _damaged_names(path: epath.Path, label: Any) -> epath.Path | None:
+    """Return the file of the class names if it does not hold those that were written."""
+    file, recipe = label.get_names_filepath(path, 'label'), path / RECIPE
+    whole = len(set(label.names)) == label.num_classes and (not file.exists() or file.read_bytes())
+    if recipe.exists():
+        with contextlib.suppress(ValueError, TypeError):  # `prepare` says more about the recipe
+            written = dict(json.loads(recipe.read_text())).get('class_names')
+            whole = written in (None, digest_of_each(label.names))
+    return None if whole else file
 
 
 def _image_shape(info: Any, expected: tuple[int, ...]) -> tuple[int, ...]:
@@ -316,10 +370,13 @@ def _open_split(
             f' set --config.data.{role}_examples=0 for any number, or prepare the data set again: '
             f'{again}'
         )
+    names = tuple(os.fspath(file.filename) for file in files)
     with futures.ThreadPoolExecutor(16) as pool:  # many small reads, perhaps over a network
-        found = list(pool.map(_num_records, (file.filename for file in files)))
+        states = tuple(pool.map(_state, names))
+        found = list(pool.map(_num_records, names))
     for file, records in zip(files, found, strict=True):
         if records != file.examples_in_shard:
+            _require_permission(file.filename)
             raise UserError(
                 f'{file.filename} is missing or damaged: it has {records} of '
                 f'{file.examples_in_shard} records; copy the file again, or prepare the data set '
@@ -329,10 +386,20 @@ def _open_split(
     num_classes = info.features['label'].num_classes
     records = builder.as_data_source(split).data_source  # bytes, as stored
     decode = Decoder(info.features)
-    names = tuple(os.fspath(file.filename) for file in files)
-    opened = Split(info.full_name, split, image_shape, num_classes, records, decode, shards, names)
+    opened = Split(
+        *(info.full_name, split, image_shape, num_classes, records, decode, shards, names, states)
+    )
     opened[0]  # an image of another size is better noticed here than in the middle of a run
     return opened
+
+
+def _require_permission(path: epath.PathLike) -> None:
+    """Raise the system's own error for a file that is there and cannot be opened.
+
+    Without this the remedy would be to prepare again what is only not readable.
+    """
+    with contextlib.suppress(FileNotFoundError), open(path, 'rb'):
+        pass
 
 
 def _num_records(path: str) -> int:
@@ -341,8 +408,25 @@ def _num_records(path: str) -> int:
     return array_record_module.ArrayRecordReader(path, 'readahead_buffer_size:0').num_records()
 
 
+def _state(path: str) -> tuple[int, int]:
+    """Return the size and the time of modification of a file; -1 if it is missing."""
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
+
+
 def _times(shape: Sequence[int | None]) -> str:
     return 'x'.join('?' if size is None else str(size) for size in shape)
+
+
+def digest_of_each(items: Iterable[Any]) -> str:
+    """Return a digest of the `repr` of each item."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f'{item!r}\n'.encode())
+    return digest.hexdigest()[:16]
 
 
 def _digest(*parts: bytes) -> str:

@@ -1,12 +1,13 @@
 """Compute the mean image and the colour covariance of a data set, and cache them beside it."""
 
+import contextlib
 import hashlib
 import io
 import json
 import logging
 import uuid
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
@@ -15,6 +16,7 @@ import tqdm
 from etils import epath
 
 from alexnet_jax.input.batch import Statistics
+from alexnet_jax.parallel import processes
 
 _logger = logging.getLogger(__name__)
 
@@ -23,7 +25,9 @@ _PIXELS = 4  # pixels in each row of the matrices that are multiplied
 
 
 def compute_statistics(
-    split: grain.sources.RandomAccessDataSource, read_threads: int = 1
+    split: grain.sources.RandomAccessDataSource,
+    read_threads: int = 1,
+    note_progress: Callable[[], None] = lambda: None,
 ) -> Statistics:
     """Return the statistics of all images of a split, in one pass.
 
@@ -31,7 +35,7 @@ def compute_statistics(
     the number of threads changes the result. The covariance is that of the C channels over all
     pixels of all images ("the set of RGB pixel values throughout the ImageNet training set", Paper
     4.1), divided by the number of pixels. Each eigenvector has the sign that makes its component of
-    the largest magnitude positive.
+    the largest magnitude positive. `note_progress` is called again and again meanwhile.
     """
     height, width, channels = split[0]['image'].shape
     total = np.zeros((height, width, channels), np.int64)
@@ -46,6 +50,7 @@ def compute_statistics(
             total += chunk_total
             products += chunk_products
             progress.update(count)
+            note_progress()
     covariance = _covariance(total.sum((0, 1)), products, len(split) * height * width)
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
     largest = np.argmax(np.abs(eigenvectors), axis=0)
@@ -101,37 +106,61 @@ def load_or_compute(
     directory: epath.PathLike,
     fingerprint: Mapping[str, str | int],
     read_threads: int = 1,
+    note_progress: Callable[[], None] = lambda: None,
 ) -> Statistics:
     """Return the statistics of a split from their file in `directory`, or compute and save them.
 
     The file is `statistics_HASH.npz`, where HASH is that of `fingerprint`, which identifies the
-    examples. If it cannot be written, a warning says so and the run continues.
+    examples. If it cannot be written, a warning says so and the run continues. `note_progress` is
+    called again and again while the statistics are computed.
+
+    With several processes, process 0 does this and sends the statistics to the others, whose
+    `directory` need not be the same.
     """
     identity = json.dumps(dict(fingerprint), sort_keys=True).encode()
-    name = f'statistics_{hashlib.sha256(identity).hexdigest()[:16]}.npz'
-    path = epath.Path(directory) / name
-    cached = _load(path)
-    if cached is not None:
-        return cached
-    _logger.info('computing the mean image and the colour covariance of %d images', len(split))
-    statistics = compute_statistics(split, read_threads)
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **statistics._asdict())
-    temporary = path.with_name(f'{name}.{uuid.uuid4().hex}.tmp')  # other machines may write it, too
+    path = epath.Path(directory) / f'statistics_{hashlib.sha256(identity).hexdigest()[:16]}.npz'
+
+    def make(note_progress: Callable[[], None]) -> bytes:
+        statistics = _load(path)
+        if statistics is not None:
+            return _to_bytes(statistics)
+        _logger.info('computing the mean image and the colour covariance of %d images', len(split))
+        content = _to_bytes(compute_statistics(split, read_threads, note_progress))
+        _save(path, content)
+        return content
+
+    return _from_bytes(processes.bytes_from_first(make, note_progress))
+
+
+def _save(path: epath.Path, content: bytes) -> None:
+    """Write the file atomically; another run on another machine may write it at the same time."""
+    temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
     try:
-        temporary.write_bytes(buffer.getvalue())
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
         _logger.warning('cannot write %s (%s); each run computes the statistics', path, error)
-    return statistics
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _load(path: epath.Path) -> Statistics | None:
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return Statistics(**arrays)
+        return _from_bytes(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         _logger.warning('cannot read %s (%s); the statistics are computed again', path, error)
         return None
+
+
+def _to_bytes(statistics: Statistics) -> bytes:
+    """Return the content of the file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **statistics._asdict())
+    return buffer.getvalue()
+
+
+def _from_bytes(content: bytes) -> Statistics:
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return Statistics(**arrays)

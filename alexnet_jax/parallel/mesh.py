@@ -7,6 +7,8 @@ trick" (Krizhevsky, 2014).
 """
 
 import dataclasses
+import importlib.metadata
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -43,9 +45,17 @@ class ParallelConfig(Section):
 def select_platform(cpu_devices: int) -> None:
     """Use the CPU as this many devices, or for 0 what JAX finds; call this before any use of JAX.
 
-    Raises UserError if JAX is already in use on other devices.
+    Raises UserError if JAX_PLATFORMS asks for an accelerator, or if JAX is already in use on other
+    devices.
     """
     if cpu_devices > 0:
+        wanted = _wanted_platforms()
+        if wanted.partition(',')[0] not in ('', 'cpu'):
+            raise UserError(
+                f'config.parallel.cpu_devices = {cpu_devices} is for the CPU, and '
+                f'JAX_PLATFORMS={wanted} asks for another device; unset JAX_PLATFORMS, or set '
+                '--config.parallel.cpu_devices=0'
+            )
         try:
             jax.config.update('jax_platforms', 'cpu')
             jax.config.update('jax_num_cpu_devices', cpu_devices)
@@ -58,13 +68,55 @@ def select_platform(cpu_devices: int) -> None:
                 ) from error
 
 
+def start_devices() -> list[Any]:
+    """Return all devices of JAX, and start them on the first call.
+
+    Raises UserError, with JAX's reason, if the devices that JAX_PLATFORMS names cannot be used.
+    """
+    wanted = _wanted_platforms()
+    reason = 'JAX sees no device of that kind on this machine'
+    try:
+        devices = jax.devices()
+        if wanted.partition(',')[0] in ('', 'cpu') or devices[0].platform != 'cpu':
+            return devices  # otherwise jax 0.10.2 has passed over `cuda`
+    except AssertionError:  # of jax 0.10.2, where it sees no GPU
+        pass
+    except RuntimeError as error:
+        reason = ' '.join(str(error).split())
+    installed = _installed_platforms()
+    missing = [p for p in wanted.split(',') if p in _EXTRAS and _EXTRAS[p][0] not in installed]
+    remedies = [f'pip install "jax[{_EXTRAS[platform][1]}]"' for platform in missing]
+    remedies += ['unset JAX_PLATFORMS to use what JAX finds' if wanted else 'set JAX_PLATFORMS=cpu']
+    raise UserError(
+        f'the devices that JAX_PLATFORMS={wanted} asks for cannot be used: {reason}; '
+        f'installed here: {", ".join(installed)}; {", or ".join(remedies)}'
+    )
+
+
+def _wanted_platforms() -> str:
+    """Return JAX_PLATFORMS, unless the program has chosen the platform itself."""
+    return jax.config.jax_platforms or ''  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# The plugin of a platform, and the extra of the package jax that installs it.
+_EXTRAS = {'cuda': ('cuda', 'cuda13'), 'gpu': ('cuda', 'cuda13'), 'tpu': ('tpu', 'tpu')}
+
+
+def _installed_platforms() -> list[str]:
+    """Return the names of the platforms for which jaxlib or a plugin is installed."""
+    plugins = importlib.metadata.entry_points(group='jax_plugins')
+    names = {plugin.name.removeprefix('xla_').rstrip('0123456789') for plugin in plugins}
+    names |= {'tpu'} if importlib.util.find_spec('libtpu') else set()
+    return ['cpu', *sorted(names)]
+
+
 def make_mesh(config: ParallelConfig, towers: int) -> Mesh:
     """Return the mesh `('data', 'tower', 'shard')` for a network of `towers` towers.
 
     There are `data` copies (-1: as many as the devices allow), each on `model` devices.
     Raises UserError if there are too few devices, or if a process would have none.
     """
-    data, model, devices = config.data, config.model, jax.devices()
+    data, model, devices = config.data, config.model, start_devices()
     copies = len(devices) // model if data == -1 else data
     if copies * model > len(devices) or copies == 0:
         raise UserError(

@@ -21,8 +21,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from alexnet_jax.parallel import mesh
 from alexnet_jax.parallel.mesh import ParallelConfig
-from alexnet_jax.runtime.errors import UserError, first_line, print_error
+from alexnet_jax.runtime.errors import UserError, first_line, print_error, user_error
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar('_T')
@@ -31,8 +32,24 @@ DETECTIONS = ('off', 'auto', 'slurm', 'k8s', 'tpu', 'mpi4py')
 PEER_LOST = 134  # exit code of a process that jax.distributed aborts
 _FAREWELL_S = 3.0  # process 0 ends last, because its end aborts the others before they report
 _PADDING = 1024  # bytes; texts are padded, because each array length needs its own compilation
-# Errors of a collective whose peer is lost: from Gloo on CPUs, NCCL on GPUs, or the coordinator.
-_LOST = re.compile(r'gloo|nccl|connection (reset|closed|refused)|socket closed|coordination', re.I)
+_NEWS_S = 10.0  # Gloo gives up on some collectives when a process is 30 s late
+# What Gloo, NCCL, gRPC and JAX's coordinator say of a process that is gone.
+_LOST = re.compile(
+    r'connection (was )?(reset|closed|refused|aborted)|broken pipe|socket closed'
+    r'|remote process exited|heartbeat timeout|stopped sending heartbeats'
+    r'|another task died|task .*(crashed|disconnected|unhealthy)|tasks? (has|have) crashed'
+    r'|failed to send rpc to coordination service',
+    re.IGNORECASE,
+)
+# A mistake or a fault of this process, whatever else the message mentions: NCCL appends its last
+# warning, "which may be unrelated".
+_OWN_FAULT = re.compile(
+    r'unhandled cuda error|invalid (usage|argument)|internal error|out of memory'
+    r'|unable to load nccl|version mismatch|RESOURCE_EXHAUSTED|INVALID_ARGUMENT',
+    re.IGNORECASE,
+)
+
+_first_of_several = False  # whether this is process 0 and there are others
 
 
 def check_flags(
@@ -120,13 +137,22 @@ def connect(
         raise UserError(
             f'the processes cannot meet {where} ({first_line(error)}); {_REMEDY[distributed]}'
         ) from error
-    devices = [device.process_index for device in jax.devices()]
+
+
+def start_devices() -> None:
+    """Start the devices of this process, and wait until all processes have done so.
+
+    Raises UserError if they cannot be used, or unless every process has the same number of them.
+    """
+    global _first_of_several
+    devices = [device.process_index for device in mesh.start_devices()]
     counts = [devices.count(process) for process in range(jax.process_count())]
     if len(set(counts)) > 1:
         raise UserError(
             f'the processes have {counts} devices; give each the same number, for example with '
             '--config.parallel.cpu_devices'
         )
+    _first_of_several = jax.process_index() == 0 and jax.process_count() > 1
     if jax.process_index() > 0:
         logging.getLogger('alexnet_jax').setLevel(logging.WARNING)
 
@@ -211,18 +237,56 @@ def from_first(make: Callable[[], _T]) -> _T:
     """
     if jax.process_count() == 1:
         return make()
-    answer: dict[str, Any] = {}
-    if jax.process_index() == 0:
-        try:
-            answer = {'value': make()}
-        except UserError as error:
-            answer = {'error': str(error)}
-    text = json.dumps(answer).encode()
-    length = multihost_utils.broadcast_one_to_all(np.int32(len(text)))
-    answer = json.loads(bytes(multihost_utils.broadcast_one_to_all(_pad(text, length)))[:length])
-    if 'error' in answer:
-        raise UserError(answer['error'])
-    return answer['value']
+    return json.loads(bytes_from_first(lambda _: json.dumps(make()).encode()))
+
+
+def bytes_from_first(
+    make: Callable[[Callable[[], None]], bytes], note_progress: Callable[[], None] = lambda: None
+) -> bytes:
+    """Call `make(progress)` in process 0, and return its bytes in every process.
+
+    This may take hours: whenever `make` calls `progress`, `note_progress` is called in process 0
+    and, at least every ten seconds, in the processes that wait. A UserError or an error of the system
+    in process 0 is raised as a UserError in every process.
+    """
+    if jax.process_count() == 1:
+        return make(note_progress)
+    if jax.process_index() > 0:
+        while (length := int(multihost_utils.broadcast_one_to_all(np.int32(0)))) == 0:
+            note_progress()
+        answer = b''
+    else:
+        answer = _answer_with_news(make, note_progress)
+        length = len(answer)
+        multihost_utils.broadcast_one_to_all(np.int32(length))
+    answer = bytes(multihost_utils.broadcast_one_to_all(_pad(answer, length)))[:length]
+    if answer.startswith(_FAILED):
+        raise UserError(answer.removeprefix(_FAILED).decode())
+    return answer.removeprefix(_DONE)
+
+
+_DONE, _FAILED = b'd', b'f'  # the first byte of an answer, which is therefore never empty
+
+
+def _answer_with_news(
+    make: Callable[[Callable[[], None]], bytes], note_progress: Callable[[], None]
+) -> bytes:
+    """Make process 0's answer; a length of 0 tells the others that it is still working."""
+    last = time.monotonic()
+
+    def progress() -> None:
+        nonlocal last
+        note_progress()
+        if time.monotonic() - last >= _NEWS_S:
+            multihost_utils.broadcast_one_to_all(np.int32(0))
+            last = time.monotonic()
+
+    try:
+        return _DONE + make(progress)
+    except Exception as error:
+        if mendable := user_error(error):
+            return _FAILED + str(mendable).encode(errors='backslashreplace')
+        raise
 
 
 def same_arrays(tree: _T) -> _T:
@@ -265,27 +329,47 @@ def whole(array: jax.Array) -> np.ndarray:
 def end_all(error: BaseException) -> NoReturn:
     """Print the error and end this process, so that the other processes end, too.
 
-    A UserError prints one line and has exit code 2; the loss of another process prints one line and
-    has exit code `PEER_LOST`; any other error prints a traceback and has exit code 1, and in a
-    single process it is raised again.
+    A UserError and a lack of memory print one line and have exit code 2. The loss of another
+    process prints a line with the whole error and has exit code `PEER_LOST`. Any other error prints
+    a traceback and has exit code 1, and in a single process it is raised again.
     """
     if isinstance(error, UserError):
         print_error(error)
         leave(2)
+    if lack := _lack_of_memory(error):
+        print_error(
+            f'{lack}; lower config.training.batch_size and config.evaluation.batch_size, or raise '
+            'config.training.accumulation_steps or parallel.model'
+        )
+        leave(2)
     if not jax.distributed.is_initialized():
         raise error
     if is_lost_peer(error):
-        line = f'another process was lost; its output says why ({first_line(error)})'
-        print_error(line)
+        print_error(f'another process was lost; its output says why. Seen here: {error}')
         leave(PEER_LOST)
     traceback.print_exception(error)
     leave(1)
 
 
+def _lack_of_memory(error: BaseException) -> str:
+    """Return what memory is lacking, with the figures of the error, or '' for another error."""
+    if isinstance(error, MemoryError):
+        return f'the memory of this machine is too small ({first_line(error)})'
+    full = isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in str(error)
+    if full and re.search('memory|allocat', str(error), re.IGNORECASE):  # and not a full disk
+        return f'the memory of the devices is too small ({first_line(error)})'
+    return ''
+
+
 def is_lost_peer(error: BaseException) -> bool:
     """Say whether an error comes from a collective or a barrier because a process was lost."""
     of_runtime = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
-    return jax.distributed.is_initialized() and of_runtime and bool(_LOST.search(str(error)))
+    return jax.distributed.is_initialized() and of_runtime and says_lost_peer(str(error))
+
+
+def says_lost_peer(message: str) -> bool:
+    """Say whether an error's message means that another process is gone, and nothing else."""
+    return bool(_LOST.search(message)) and not _OWN_FAULT.search(message)
 
 
 def leave(code: int) -> NoReturn:
@@ -299,7 +383,7 @@ def leave(code: int) -> NoReturn:
 
 def end_now(code: int) -> NoReturn:
     """End this process at once, from any thread; with several processes, process 0 ends last."""
-    if jax.distributed.is_initialized() and jax.process_index() == 0:
+    if _first_of_several:  # jax.process_index() would wait for devices that hang at their start
         time.sleep(_FAREWELL_S)
     os._exit(code)
 

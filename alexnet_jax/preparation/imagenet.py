@@ -1,17 +1,18 @@
-"""Prepare ImageNet, ILSVRC-2012 or ILSVRC-2010, from its archives without extracting them."""
+"""Prepare ImageNet, ILSVRC-2012 or ILSVRC-2010, from its archives or from unpacked folders."""
 
 import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 import tqdm
 from etils import epath
 
-from alexnet_jax.preparation import archives, devkit, tfds_imagenet
+from alexnet_jax.preparation import archives, devkit, imagenet_trees, tfds_imagenet
 from alexnet_jax.preparation.photographs import Item, Photograph, write_photographs
+from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import UserError
 
 SIZE = 256  # Paper 2
@@ -76,8 +77,10 @@ def prepare_imagenet(
     Nothing is extracted: an index of the archives has the position of each JPEG. The classes are
     the 1,000 synsets, sorted, and the examples are sorted by name; training shuffles them.
 
-    2012 is made from two archives, or from a tfds `imagenet2012` that is stored as ArrayRecord. The
-    order of the latter is kept; tfds encodes the data set's one PNG and its 22 CMYK files again.
+    2012 is made from two archives, from the folders that are unpacked from them, from Kaggle's
+    folders, or from a tfds `imagenet2012` that is stored as ArrayRecord. The order of the latter is
+    kept; tfds encodes the data set's one PNG and its 22 CMYK files again. Otherwise the records are
+    the same. Hidden files and those that are no images are left out, and the report names them.
 
     2010 (Paper Table 1) is made from three archives, the development kit and the answers of the
     test set. If `patch_images.tar` is beside them, its images replace those that are blank in the
@@ -87,17 +90,23 @@ def prepare_imagenet(
 
     Args:
       data_dir, encoding, workers, skip_broken: as in `photographs.write_photographs`.
-      source: the folder of the archives, or the directory of the tfds data set.
+      source: the folder of the archives or folders, or the directory of the tfds data set.
       year: a key of `EDITIONS`.
-      allow_subset: whether to accept archives with fewer images.
+      allow_subset: whether to accept fewer images.
 
-    Raises UserError for a missing or damaged archive, an unexpected name or number of files, and as
-    `photographs.write_photographs` does.
+    Raises UserError for a missing or damaged archive, an unexpected name or number of files, a
+    label that differs from the packaged one, and as `photographs.write_photographs` does.
     """
     edition = EDITIONS[year]
     settings: dict[str, Any] = {'source': os.fspath(source), 'size': SIZE, 'encoding': encoding}
+    source = os.fspath(storage.resolve(source, '--source'))
+    if not os.path.exists(source):
+        raise UserError(f'--source: {source} does not exist; name another folder')
+    if not os.path.isdir(source):
+        is_original = os.path.basename(source) in {a.file for a in edition.archives.values()}
+        remedy = 'name its folder' if is_original else 'unpack it and name the folder of its files'
+        raise UserError(f'--source: {source} is not a folder; {remedy}')
     splits: Mapping[str, Sequence[Photograph]]
-    ignored = []
     if tfds_imagenet.is_dataset(source):
         if year != 2012:
             raise UserError(
@@ -107,15 +116,19 @@ def prepare_imagenet(
         synsets = _lines('labels.txt')
         splits, others = tfds_imagenet.find_records(source, list(edition.archives), synsets)
         ignored = [('split', name) for name in others]
+        places = dict.fromkeys(splits, source)
     else:
-        _check_files(source, edition)
-        synsets, splits = _in_archives(source, year, allow_subset)
+        found = _find(source, year)
+        ignored = found.ignored
+        synsets, splits = _photographs(source, found, year, allow_subset)
+        places = {split: os.path.join(source, file) for split, file in found.splits.items()}
         patch = os.path.join(source, _PATCH)
         if year == 2010 and os.path.isfile(patch):
             settings['patched'], unused = _patch(patch, splits)
-            ignored = [('patch without its image', name) for name in unused]
+            ignored += [('patch without its image', name) for name in unused]
     for split, archive in edition.archives.items():
-        _check_count(source, archive, 'images', len(splits[split]), archive.images, allow_subset)
+        count, expected = len(splits[split]), archive.images
+        _check_count(places[split], archive, 'images', count, expected, allow_subset)
     return write_photographs(
         data_dir,
         source,
@@ -133,33 +146,42 @@ def prepare_imagenet(
     )
 
 
-def _check_files(source: str | os.PathLike, edition: Edition) -> None:
-    files = [archive.file for archive in edition.archives.values()] + [*edition.others]
+def _find(source: str, year: int) -> imagenet_trees.Found:
+    """Return the archive or folder of each split; raise UserError for one that is missing."""
+    edition = EDITIONS[year]
+    archives_of = {split: archive.file for split, archive in edition.archives.items()}
+    if year == 2012:
+        return imagenet_trees.find(source, archives_of)
+    files = [*archives_of.values(), *edition.others]
     for file in files:
         if not os.path.isfile(os.path.join(source, file)):
             raise UserError(
                 f'{os.path.join(source, file)} is missing; download {", ".join(files)} from '
-                f'https://image-net.org and name their folder with --source'
+                f'https://image-net.org and name their folder with --source (unpacked images are '
+                f'read for 2012 only, and not for {year})'
             )
+    return imagenet_trees.Found(archives_of, [], [])
 
 
 def _check_count(
-    source: str | os.PathLike, archive: Archive, what: str, found: int, expected: int, fewer: bool
+    path: str, archive: Archive, what: str, found: int, expected: int, fewer: bool
 ) -> None:
     if expected == found or (fewer and 0 < found < expected):
         return
-    path = os.path.join(source, archive.file)
-    sizes = ''
-    if os.path.exists(path) and archive.size:
-        sizes = f' (it has {os.path.getsize(path)} bytes, and the original has {archive.size})'
+    sizes, again = '', 'restore what is missing'
+    if os.path.isfile(path):
+        again = 'download it again'
+        if archive.size:
+            size = os.path.getsize(path)
+            sizes = f' (it has {size} bytes, and the original has {archive.size})'
     raise UserError(
-        f'{path if os.path.exists(path) else source} has {found} {what}, not {expected}{sizes}; '
-        f'download it again, or accept fewer with --allow_subset'
+        f'{path} has {found} {what}, not {expected}{sizes}; {again}, or accept fewer with '
+        '--allow_subset'
     )
 
 
-def _in_archives(
-    source: str | os.PathLike, year: int, allow_subset: bool
+def _photographs(
+    source: str, found: imagenet_trees.Found, year: int, allow_subset: bool
 ) -> tuple[list[str], dict[str, list[Item]]]:
     """Return the synsets, sorted, and the photographs of each split, sorted by name."""
     if year == 2012:
@@ -173,20 +195,27 @@ def _in_archives(
             'test': devkit.parse_answers(epath.Path(test).read_text(), test, numbered),
         }
         synsets = sorted(numbered)
-    found = EDITIONS[year].archives
-    splits = {'train': _train(source, found['train'], synsets)}
-    count = len({item.label for item in splits['train']})
-    _check_count(source, found['train'], 'synsets', count, len(synsets), allow_subset)
     labels = {synset: label for label, synset in enumerate(synsets)}
+    originals = EDITIONS[year].archives
+    file = found.splits['train']
+    splits = {'train': _train(source, file, labels, found.ignored)}
+    count = len({item.label for item in splits['train']})
+    path = os.path.join(source, file)
+    _check_count(path, originals['train'], 'synsets', count, len(synsets), allow_subset)
     for split, synset_of in answers.items():
         prefix = f'ILSVRC{year}_{"val" if split == "validation" else split}'
-        if len(synset_of) != found[split].images:
+        if len(synset_of) != originals[split].images:
             raise UserError(
-                f'{os.fspath(source)} has {len(synset_of)} answers for {split}, not '
-                f'{found[split].images}; download {" and ".join(EDITIONS[year].others)} again'
+                f'{source} has {len(synset_of)} answers for {split}, not '
+                f'{originals[split].images}; download {" and ".join(EDITIONS[year].others)} again'
             )
-        answered = [labels[synset] for synset in synset_of]
-        splits[split] = _numbered(source, found[split], prefix, answered)
+        file = found.splits[split]
+        items = _numbered(source, file, prefix, synset_of, labels, found.ignored)
+        for table in found.answers:
+            names = [item.name.removesuffix('.JPEG') for item in items]
+            expected = {f'{prefix}_{i:08d}': synset for i, synset in enumerate(synset_of, 1)}
+            imagenet_trees.check_answers(os.path.join(source, table), names, expected)
+        splits[split] = items
     return synsets, splits
 
 
@@ -195,44 +224,71 @@ def _lines(file: str) -> list[str]:
     return tfds.core.tfds_path(f'datasets/imagenet2012/{file}').read_text().split()
 
 
-def _train(source: str | os.PathLike, archive: Archive, synsets: Sequence[str]) -> list[Item]:
-    """Return the photographs of the tar of tars, sorted by synset and name."""
-    path = os.path.join(source, archive.file)
-    labels = {f'{synset}.tar': label for label, synset in enumerate(synsets)}
-    items, found = [], set()
+def _train(
+    source: str, file: str, labels: Mapping[str, int], ignored: list[tuple[str, str]]
+) -> list[Item]:
+    """Return the photographs of a tar of tars or of a folder, sorted by synset and name."""
+    path = os.path.join(source, file)
+    if os.path.isdir(path):
+        found = imagenet_trees.images(source, file, labels, ignored)
+    else:
+        found = _in_inner_tars(source, file, labels)
+    items = []
+    for inner, at, entry in found:
+        synset = inner.removesuffix('.tar')
+        if not synset or not re.fullmatch(rf'{synset}_\w+\.JPEG', entry.name):
+            problem = 'is not an image of that synset' if synset else 'is in no folder of a synset'
+            raise _unexpected(path, os.path.join(inner, entry.name), problem)
+        items.append(Item(at, entry, labels[synset]))
+    return _sorted(path, items)
+
+
+def _in_inner_tars(
+    source: str, file: str, synsets: Collection[str]
+) -> Iterator[tuple[str, str, archives.Entry]]:
+    """Yield (SYNSET.tar, `file`, entry named without folders) of each file in a tar of tars."""
+    path = os.path.join(source, file)
+    names = {f'{synset}.tar' for synset in synsets}
     inners = archives.tar_entries(path)
-    for inner in tqdm.tqdm(inners, archive.file, len(labels), unit=' synsets', disable=None):
+    bar = tqdm.tqdm(inners, os.path.basename(file), len(names), unit=' synsets', disable=None)
+    found = set()
+    for inner in bar:
         name = _base(inner.name)
-        if name not in labels:
+        if name not in names:
             raise _unexpected(path, inner.name, 'is not the tar of a synset')
         if name in found:
             raise _unexpected(path, inner.name, 'occurs twice')
         found.add(name)
-        label = labels[name]
         for entry in archives.tar_entries(path, inner.offset, inner.size):
-            entry = entry._replace(name=_base(entry.name))
-            if not re.fullmatch(rf'{synsets[label]}_\w+\.JPEG', entry.name):
-                raise _unexpected(
-                    path, f'{inner.name}/{entry.name}', 'is not an image of that synset'
-                )
-            items.append(Item(archive.file, entry, label))
-    return _sorted(path, items)
+            yield name, file, entry._replace(name=_base(entry.name))
 
 
 def _numbered(
-    source: str | os.PathLike, archive: Archive, prefix: str, labels: Sequence[int]
+    source: str,
+    file: str,
+    prefix: str,
+    answers: Sequence[str],
+    labels: Mapping[str, int],
+    ignored: list[tuple[str, str]],
 ) -> list[Item]:
-    """Return the photographs PREFIX_NNNNNNNN.JPEG, sorted; the n-th has the n-th label."""
-    path = os.path.join(source, archive.file)
+    """Return the photographs PREFIX_NNNNNNNN.JPEG, sorted; the n-th is of the n-th synset."""
+    path = os.path.join(source, file)
+    if os.path.isdir(path):
+        found = imagenet_trees.images(source, file, labels, ignored)
+    else:
+        entries = archives.tar_entries(path)
+        found = (('', file, entry._replace(name=_base(entry.name))) for entry in entries)
     items = []
-    for entry in archives.tar_entries(path):
-        entry = entry._replace(name=_base(entry.name))
+    for folder, at, entry in found:
         match = re.fullmatch(rf'{prefix}_(\d{{8}})\.JPEG', entry.name)
-        if not match or not 0 < int(match[1]) <= len(labels):
-            raise _unexpected(
-                path, entry.name, f'is not an image {prefix}_N.JPEG with N up to {len(labels)}'
-            )
-        items.append(Item(archive.file, entry, labels[int(match[1]) - 1]))
+        name = os.path.join(folder, entry.name)
+        if not match or not 0 < int(match[1]) <= len(answers):
+            problem = f'is not an image {prefix}_N.JPEG with N up to {len(answers)}'
+            raise _unexpected(path, name, problem)
+        synset = answers[int(match[1]) - 1]
+        if folder not in ('', synset):
+            raise _unexpected(path, name, f'is an image of {synset}')
+        items.append(Item(at, entry, labels[synset]))
     return _sorted(path, items)
 
 
@@ -264,5 +320,8 @@ def _sorted(path: str, items: list[Item]) -> list[Item]:
     return items
 
 
-def _unexpected(path: str, member: str, problem: str) -> UserError:
-    return UserError(f'{path}: its member {member!r} {problem}; download it again')
+def _unexpected(path: str, name: str, problem: str) -> UserError:
+    if os.path.isdir(path):
+        again = 'move it to where it belongs, or unpack its archive again'
+        return UserError(f'{os.path.join(path, name)} {problem}; {again}')
+    return UserError(f'{path}: its member {name!r} {problem}; download it again')

@@ -3,24 +3,28 @@
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import PIL
 import tensorflow_datasets as tfds
 from etils import epath
-from PIL import features
+from PIL import Image, features
 
 from alexnet_jax import __version__
 from alexnet_jax.preparation import archives, images, records, shard_files
+from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import UserError
 
 REPORT = 'report.json'
+LEFT_OUT = ('broken', 'too large')  # the kinds of images.Unreadable
 
 _SHARD_BYTES = 256e6
 _MIN_SHARDS = 16  # so that several workers have work; but a shard has at least as many images
 _JPEG_BYTES = 0.25  # estimated bytes of a JPEG of quality 95 per byte of pixels
+
+Decode = Callable[[bytes, str], tuple[Image.Image, list[str]]]  # see `images.decode`
 
 
 class Photograph(Protocol):
@@ -71,9 +75,13 @@ def write_photographs(
     splits: Mapping[str, Sequence[Photograph]],
     settings: Mapping[str, Any],
     ignored: Sequence[tuple[str, str]] = (),
+    formats: Sequence[str] = ('JPEG', 'PNG'),
+    turn: bool = False,
     encoding: str = 'raw',
     workers: int = 1,
     skip_broken: bool = False,
+    findings: Mapping[str, Any] | None = None,
+    check: Callable[[Mapping[str, shard_files.Review]], None] | None = None,
 ) -> epath.Path:
     """Write the photographs with `records.write_dataset`, and a `report.json` beside them.
 
@@ -85,20 +93,26 @@ def write_photographs(
         then all have the same size.
       settings: how the data set was made, for the report.
       ignored: (kind, name) of the files of the source that are not used, for the report.
+      formats, turn: see `images.decode`. The description names the turning, so that a data set made
+        without it is not taken for this one.
       encoding: 'raw' for pixels, or 'jpeg' for JPEG of quality 95, which takes a fifth of the space
         and changes the pixels slightly.
       skip_broken: whether to leave out images that cannot be read; otherwise they are an error, and
         the good shards are kept for the next run.
+      findings: more for the report.
+      check: called with a Review of each split before the data set becomes complete.
 
     Raises UserError as `records.write_dataset` does, for broken images, naming the report, and if
     with `size=0` an image has another size than the first one.
     """
-    edge = size or _first_size(source, splits)
+    decode = functools.partial(images.decode, formats=tuple(formats), turn=turn)
+    edge = size or _first_size(source, splits, decode)
     shape = (size, size, 3) if size else (*edge, 3)  # pyright: ignore[reportGeneralTypeIssues]
     pixels = int(np.prod(shape)) * (_JPEG_BYTES if encoding == 'jpeg' else 1)
     crop = f'shorter side to {size}, bilinear with antialiasing, centre crop' if size else 'as is'
+    turned = ' Turned by EXIF orientation.' if turn else ''
     stored = 'JPEG of quality 95, 4:4:4' if encoding == 'jpeg' else 'raw pixels'
-    report = {'data_set': f'{name}/{version}', 'classes': len(class_names)}
+    report = {'data_set': f'{name}/{version}', 'classes': len(class_names), **(findings or {})}
 
     def review(directory: epath.Path, reviews: Mapping[str, shard_files.Review]) -> None:
         _write_report(directory, report | _findings(reviews, ignored, settings))
@@ -114,17 +128,19 @@ def write_photographs(
                 raise UserError(
                     f'no image of {split} can be used ({where}); repair them in the source'
                 )
+        if check:
+            check(reviews)
 
     return records.write_dataset(
         data_dir,
         name=name,
         version=version,
-        description=f'{description} Size: {crop}. Stored as {stored}.',
+        description=f'{description} Size: {crop}.{turned} Stored as {stored}.',
         image_shape=shape,
         class_names=class_names,
         splits=splits,
         shards={split: _num_shards(len(items), pixels) for split, items in splits.items()},
-        read_example=functools.partial(read_photograph, os.fspath(source), size, shape),
+        read_example=functools.partial(read_photograph, os.fspath(source), size, shape, decode),
         workers=workers,
         encode_jpeg=images.encode_jpeg if encoding == 'jpeg' else None,
         keep_left_out=skip_broken,
@@ -133,13 +149,13 @@ def write_photographs(
 
 
 def read_photograph(
-    source: str, size: int, shape: tuple[int, ...], item: Photograph
+    source: str, size: int, shape: tuple[int, ...], decode: Decode, item: Photograph
 ) -> tuple[Any, ...]:
     """Return (image, label, notes...) for `records.write_dataset`; a broken image is None."""
     name = item.name
     try:
         name, data, label = item.read(source)
-        image, odd = images.decode(data, name)
+        image, odd = decode(data, name)
         pixels = images.resize_and_crop(image, size) if size else np.asarray(image)
     except images.Unreadable as error:
         return None, 0, (error.kind, f'{name}: {error}')
@@ -152,13 +168,13 @@ def read_photograph(
 
 
 def _first_size(
-    source: str | os.PathLike, splits: Mapping[str, Sequence[Photograph]]
+    source: str | os.PathLike, splits: Mapping[str, Sequence[Photograph]], decode: Decode
 ) -> tuple[int, int]:
     """Return (height, width) of the first image that can be read."""
     for item in (item for items in splits.values() for item in items):
         try:
             name, data, _ = item.read(os.fspath(source))
-            image, _ = images.decode(data, name)
+            image, _ = decode(data, name)
         except images.Unreadable:
             continue
         return image.height, image.width
@@ -206,8 +222,12 @@ def _by_kind(notes: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
 
 def _write_report(directory: epath.Path, report: Mapping[str, Any]) -> None:
     temporary = directory / f'{REPORT}.{os.getpid()}.tmp'
-    temporary.write_text(json.dumps(report, indent=1))
-    temporary.replace(directory / REPORT)
+    with storage.writing(directory / REPORT):
+        try:
+            temporary.write_text(json.dumps(report, indent=1))
+            temporary.replace(directory / REPORT)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def read_settings(directory: epath.PathLike) -> dict[str, Any] | None:

@@ -7,26 +7,27 @@ keeps the complete shards, and the metadata is written last, so that a directory
 
 import contextlib
 import functools
-import hashlib
 import itertools
 import json
 import logging
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from alexnet_jax.input.sources import RECIPE, digest_of_each
 from alexnet_jax.preparation import shard_files
-from alexnet_jax.runtime import locks
+from alexnet_jax.runtime import locks, storage
 from alexnet_jax.runtime.errors import UserError
 
 _logger = logging.getLogger(__name__)
 
-_RECIPE = 'recipe.json'
+_UNFINISHED = '.tmp'  # what a killed process leaves ends in this
 _LAST_FILE = 'features.json'  # written last, so its presence marks a complete data set
 
 
@@ -55,7 +56,8 @@ def write_dataset(
       name, version, description: as tfds shows them. The description says how the pixels were made;
         shards with another description are refused.
       image_shape: (height, width, channels) of every image.
-      class_names: a label is an index into them.
+      class_names: a label is an index into them. They are stored one a line; see
+        `check_class_names`.
       splits: split -> the items to write, in order. An item is a small object that describes an
         example, and its `repr` must identify it.
       shards: split -> number of files.
@@ -69,9 +71,10 @@ def write_dataset(
       review: called with the directory and a Review of each split when all shards are written; if
         it raises an error, the data set does not become complete.
 
-    Raises UserError if the directory holds another data set or cannot be written, and if an example
-    is not an image of that shape with one of the labels.
+    Raises UserError if the directory holds another data set or cannot be written, for class names
+    that cannot be stored, and if an example is not an image of that shape with one of the labels.
     """
+    check_class_names(class_names)
     directory = epath.Path(data_dir).expanduser() / name / version
     recipe = _recipe(name, version, description, image_shape, class_names, splits, shards)
     if (directory / _LAST_FILE).exists():  # perhaps on a read-only disk
@@ -87,18 +90,61 @@ def write_dataset(
     features = tfds.features.FeaturesDict({'image': image, 'label': label})
     with _hold(directory, recipe):
         if not (directory / _LAST_FILE).exists():  # otherwise another process was faster
+            _remove(directory, _UNFINISHED)
             layout = _layout(directory, name, splits, shards)
             write = functools.partial(
                 shard_files.write_shard, read_example, image_shape, len(class_names), encode_jpeg
             )
-            shard_files.write_shards(layout, splits, write, workers, keep_left_out)
-            if review:
-                found = {split: shard_files.review_split(info) for split, info in layout.items()}
-                review(directory, found)
-            _write_metadata(directory, name, version, description, features, layout)
-        for path in directory.glob(f'*{shard_files.NOTES}'):
-            path.unlink()
+            try:
+                shard_files.write_shards(layout, splits, write, workers, keep_left_out)
+                if review:
+                    found = {
+                        split: shard_files.review_split(info) for split, info in layout.items()
+                    }
+                    review(directory, found)
+                with storage.writing(directory):
+                    _write_metadata(directory, name, version, description, features, layout)
+            except BaseException:
+                with contextlib.suppress(OSError):  # on a full disk nobody else can write either
+                    _remove(directory, _UNFINISHED)
+                raise
+        _remove(directory, shard_files.NOTES)
     return directory
+
+
+def check_class_names(class_names: Sequence[str]) -> None:
+    """Raise UserError for class names that cannot be stored, or that print alike.
+
+    tfds stores a name a line and drops the blanks around it and empty lines. Names that Unicode
+    calls canonically equivalent, such as an e with an acute accent as one character or as two, are
+    the same for every reader.
+    """
+    seen: dict[str, str] = {}  # canonical form -> name
+    for name in class_names:
+        twin = seen.get(canonical := unicodedata.normalize('NFC', name))
+        if not name.strip():
+            problem = 'is blank'
+        elif name != name.strip():
+            problem = 'begins or ends with a blank'
+        elif '\n' in name or '\r' in name:
+            problem = 'has a line break'
+        elif any('\ud800' <= character <= '\udfff' for character in name):
+            problem = 'is not UTF-8'
+        elif twin is not None:
+            problem = f'is the same text as that of the class {twin!a}'
+        else:
+            seen[canonical] = name
+            continue
+        raise UserError(
+            f'the class {name!a} cannot be stored: its name {problem}; rename its folder'
+        )
+
+
+def _remove(directory: epath.Path, suffix: str) -> None:
+    """Remove the files and folders of a directory whose names end in `suffix`."""
+    for path in directory.iterdir():
+        if path.name.endswith(suffix):
+            path.rmtree()
 
 
 def _recipe(name, version, description, image_shape, class_names, splits, shards) -> dict[str, Any]:
@@ -108,26 +154,22 @@ def _recipe(name, version, description, image_shape, class_names, splits, shards
         'description': description,
         'image_shape': list(image_shape),
         'classes': len(class_names),
-        'class_names': _digest(class_names),
+        'class_names': digest_of_each(class_names),
     }
     for split, items in splits.items():
         recipe[f'{split} examples'] = len(items)
         recipe[f'{split} shards'] = shards[split]
-        recipe[f'{split} items'] = _digest(items)
+        recipe[f'{split} items'] = digest_of_each(items)
     return recipe
-
-
-def _digest(items: Iterable[Any]) -> str:
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(f'{item!r}\n'.encode())
-    return digest.hexdigest()[:16]
 
 
 def _check_recipe(directory: epath.Path, recipe: Mapping[str, Any]) -> None:
     """Raise UserError if the directory was written with another recipe, so that none are mixed."""
-    path = directory / _RECIPE
-    found = json.loads(path.read_text() or '{}') if path.exists() else {}
+    path = directory / RECIPE
+    try:
+        found = dict(json.loads(path.read_text())) if path.exists() else {}
+    except (ValueError, TypeError):  # cut short, or of another program
+        found = {}
     for key in {**recipe, **found}:
         if found.get(key) != recipe.get(key):
             raise UserError(
@@ -143,7 +185,7 @@ def _hold(directory: epath.Path, recipe: Mapping[str, Any]) -> Iterator[None]:
 
     The recipe file is also the lock.
     """
-    path = directory / _RECIPE
+    path = directory / RECIPE
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = open(path, 'a')  # noqa: SIM115
@@ -153,9 +195,13 @@ def _hold(directory: epath.Path, recipe: Mapping[str, Any]) -> Iterator[None]:
         ) from error
     with file:
         locks.hold(file)
-        if path.stat().length == 0 and all(entry == path for entry in directory.iterdir()):
-            file.write(json.dumps(recipe, indent=2))
-            file.flush()
+        if os.path.getsize(path) == 0 and all(entry == path for entry in directory.iterdir()):
+            with storage.writing(path):
+                try:
+                    path.write_text(json.dumps(recipe, indent=2))
+                except OSError:
+                    os.truncate(path, 0)  # or the next run would find another recipe
+                    raise
         _check_recipe(directory, recipe)
         yield
 
@@ -183,7 +229,7 @@ def _write_metadata(directory, name, version, description, features, layout) -> 
     """Write tfds's own files; the file that marks the data set as complete comes last."""
     layout = [
         info.replace(
-            num_bytes=sum(path.stat().length for path in info.filepaths),
+            num_bytes=sum(os.path.getsize(path) for path in info.filepaths),
             shard_lengths=[
                 length - shard_files.read_notes(path).left_out
                 for path, length in zip(info.filepaths, info.shard_lengths, strict=True)

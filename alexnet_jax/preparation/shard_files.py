@@ -5,9 +5,11 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +18,8 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from alexnet_jax.runtime.errors import UserError, first_line
+from alexnet_jax.runtime import storage
+from alexnet_jax.runtime.errors import UserError
 
 # Each group holds one record, because random access reads one image; nothing is compressed, because
 # the pixels of photographs hardly compress. The compressed records of tfds read more slowly.
@@ -26,7 +29,9 @@ _REFRESH_S = 0.5  # interval of the progress bar, when other processes do the wo
 
 Write = Callable[[epath.Path, Sequence[Any], Callable[[int], object]], None]
 
-_taken: Any = None  # in a worker: the shared count of items that all workers have read
+# In a worker: the shared count of items that all workers have read, and the event that stops them.
+_taken: Any = None
+_stop: Any = None
 
 
 class Review(NamedTuple):
@@ -64,24 +69,43 @@ def write_shards(layout, splits, write: Write, workers: int, keep_left_out: bool
             return
         # Not 'fork', because a JAX process has threads and a fork of it can hang.
         context = multiprocessing.get_context('spawn')
-        taken = context.Value('q')  # the number of items that all workers have read
-        with futures.ProcessPoolExecutor(workers, context, _start_worker, (taken,)) as pool:
-            pending = {pool.submit(_write_in_worker, write, *task) for task in missing}
+        taken, stop = context.Value('q'), context.Event()
+        with futures.ProcessPoolExecutor(workers, context, _start_worker, (taken, stop)) as pool:
             try:
+                with _without_ctrl_c():
+                    pending = {pool.submit(_write_in_worker, write, *task) for task in missing}
                 while pending:
                     done, pending = futures.wait(pending, _REFRESH_S, futures.FIRST_COMPLETED)
                     progress.update(finished + taken.value - progress.n)
                     for future in done:
                         future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # the shards being written are finished first
+            except BrokenProcessPool as error:
+                raise UserError(
+                    'a worker process was ended from outside, as happens when memory runs out; the '
+                    'finished shards are kept: run the same command again, perhaps with fewer '
+                    '--workers'
+                ) from error
+            except BaseException as error:
+                if not isinstance(error, Exception):  # Ctrl-C; otherwise shards are finished first
+                    stop.set()
+                pool.shutdown(cancel_futures=True)
                 raise
 
 
-def _start_worker(taken: Any) -> None:
-    """Store the counter, and end this worker if its parent is killed, or it would wait for ever."""
-    global _taken
-    _taken = taken
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Start processes that Ctrl-C on the terminal does not reach: the parent tells them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(taken: Any, stop: Any) -> None:
+    """Store the arguments, and end this worker if its parent is killed; it would wait for ever."""
+    global _taken, _stop
+    _taken, _stop = taken, stop
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -99,6 +123,8 @@ def _write_in_worker(write: Write, path: epath.Path, items: Sequence[Any]) -> No
 def _count_in_worker(items: int) -> None:
     with _taken.get_lock():
         _taken.value += items
+    if _stop.is_set():
+        raise KeyboardInterrupt
 
 
 def write_shard(
@@ -112,7 +138,8 @@ def write_shard(
 ) -> None:
     """Write one shard under a temporary name, then rename it; call `count(1)` for each item."""
     temporary = path.with_name(f'{path.name}.tmp')
-    writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
+    with storage.writing(path):
+        writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
     left_out, notes = 0, []
     for item in items:
         image, label, *more = read_example(item)
@@ -132,13 +159,13 @@ def write_shard(
         example.features.feature['label'].int64_list.value.append(label)
         # tfds's own serialisation has a random order of features, another in each process.
         record = example.SerializeToString(deterministic=True)
-        with _disk_errors(path):
+        with storage.writing(path):
             writer.write(record)
-    with _disk_errors(path):
+    with storage.writing(path):
         writer.close()
         _to_disk(temporary)
-    _write_notes(path, Review(len(items) - left_out, left_out, notes))
-    temporary.replace(path)
+        _write_notes(path, Review(len(items) - left_out, left_out, notes))
+        temporary.replace(path)
 
 
 def _to_disk(path: epath.Path) -> None:
@@ -164,6 +191,7 @@ def _write_notes(path: epath.Path, notes: Review) -> None:
         return
     temporary = notes_path.with_name(f'{notes_path.name}.tmp')
     temporary.write_text(json.dumps(notes))
+    _to_disk(temporary)
     temporary.replace(notes_path)
 
 
@@ -179,17 +207,6 @@ def review_split(info: Any) -> Review:
     left_out = sum(shard.left_out for shard in shards)
     notes = [(kind, text) for shard in shards for kind, text in shard.notes]
     return Review(info.num_examples - left_out, left_out, notes)
-
-
-@contextlib.contextmanager
-def _disk_errors(path: epath.Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
-        reason = first_line(error)
-        raise UserError(
-            f'cannot write {path} ({reason}); mend that, then run the same command again'
-        ) from error
 
 
 def _num_records(path: epath.Path) -> int:

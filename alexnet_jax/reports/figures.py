@@ -11,6 +11,7 @@ from etils import epath
 from alexnet_jax.reports import paper
 from alexnet_jax.reports.curves import epoch_means, training_error
 from alexnet_jax.reports.workdirs import Run, read_run, without_places
+from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import UserError, first_line
 
 _ACTIVATIONS = ('relu', 'tanh')
@@ -169,8 +170,11 @@ def _colours() -> Iterator[str]:
 
 def _save(figure: Any, path: epath.Path) -> None:
     try:
-        figure.savefig(path, dpi=150, metadata={'Date': None} if path.suffix == '.svg' else None)
-    except (ValueError, OSError) as error:
+        with storage.writing(path):
+            figure.savefig(
+                path, dpi=150, metadata={'Date': None} if path.suffix == '.svg' else None
+            )
+    except ValueError as error:  # of an unknown suffix
         reason = first_line(error)
         raise UserError(f'cannot write {path} ({reason}); name a .svg, .png or .pdf') from error
     finally:

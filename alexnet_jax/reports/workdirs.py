@@ -53,7 +53,10 @@ def read_run(path: epath.Path) -> Run:
     """Read a workdir; raise UserError, in one line, for one that is incomplete or damaged."""
     for name in _FILES:
         if not (path / name).is_file():
-            raise UserError(f'{path} is not the workdir of a run: it has no {name}')
+            raise UserError(
+                f'{path} is not the workdir of a run: it has no {name}; name a folder that '
+                'alexnet_jax.main wrote as --workdir'
+            )
     config, _ = _json(path / 'config.json'), _json(path / 'environment.json')
     rows = read_rows(path / 'metrics.jsonl')
     try:

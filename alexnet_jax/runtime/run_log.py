@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import errno
 import json
 import logging
 import os
@@ -16,8 +17,9 @@ import jax
 import tqdm
 from etils import epath
 
+from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.config import PLACE, Section, boolean, field, is_integer, tuple_of
-from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.errors import UserError, first_line
 
 _logger = logging.getLogger(__name__)
 
@@ -51,6 +53,9 @@ class RunLog:
     Each line of `metrics.jsonl` is a flat JSON object: step, epoch, kind ('train', 'eval' or
     'event'), time_s (the seconds of this run, including those before a restart), then the metrics
     under their names.
+
+    A row that cannot be written ends the run, with a UserError; TensorBoard and the profile are
+    given up with a warning.
     """
 
     def __init__(
@@ -62,12 +67,15 @@ class RunLog:
         total_steps: int,
     ) -> None:
         first = jax.process_index() == 0
-        path = workdir / 'metrics.jsonl'
-        earlier_s = _drop_rows_after(path, start_step) if first else 0.0
-        self._file = path.open('a') if first else open(os.devnull, 'w')  # noqa: SIM115
+        self._path = workdir / 'metrics.jsonl' if first else epath.Path(os.devnull)
+        with storage.writing(f'a row to {self._path}'):
+            earlier_s = _drop_rows_after(self._path, start_step) if first else 0.0
+            self._file = open(self._path, 'a')  # noqa: SIM115
         self._began = time.monotonic() - earlier_s
-        with_board = first and config.tensorboard
-        self._board = _open_board(workdir / 'tensorboard', start_step) if with_board else None
+        self._board: _Board | None = None
+        if first and config.tensorboard:
+            with self._optional('TensorBoard'):
+                self._board = _Board(workdir / 'tensorboard', start_step)
         self._bar = tqdm.tqdm(
             total=total_steps,
             initial=start_step,
@@ -88,13 +96,34 @@ class RunLog:
     def __enter__(self) -> 'RunLog':
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, value: BaseException | None, trace: object) -> None:
         if self._profiling:
-            jax.profiler.stop_trace()
+            with self._optional('the profile'):
+                jax.profiler.stop_trace()
         self._bar.close()
-        self._file.close()
         if self._board is not None:
-            self._board.close()
+            with self._optional('TensorBoard'):
+                self._board.close()
+        try:
+            with storage.writing(f'a row to {self._path}'):
+                self._file.close()
+        except UserError as error:
+            if value is None:
+                raise
+            # Not raised, because the first error is the one that ends the run.
+            _logger.warning('%s', error)
+
+    @contextlib.contextmanager
+    def _optional(self, what: str) -> Iterator[None]:
+        """Give up an output that the run can do without, with one warning, if the body fails."""
+        try:
+            yield
+        except Exception as error:  # of the file system, or of the profiler
+            if what == 'TensorBoard':
+                self._board = None
+            else:
+                self._profile_steps = (0, 0)
+            _logger.warning('%s is given up: %s', what, first_line(error))
 
     @contextlib.contextmanager
     def spending(self, what: str) -> Iterator[None]:
@@ -156,13 +185,15 @@ class RunLog:
         self._bar.update(step - self._bar.n)
         first, last = self._profile_steps
         if not self._profiling and first <= step + 1 <= last:
-            jax.profiler.start_trace(str(self._profile_dir))
-            self._profiling = True
+            with self._optional('the profile'):
+                jax.profiler.start_trace(str(self._profile_dir))
+                self._profiling = True
         elif self._profiling and step >= last:
             jax.block_until_ready(state)
-            jax.profiler.stop_trace()
             self._profiling = False
-            _logger.info('profile of steps %d to %d in %s', first, last, self._profile_dir)
+            with self._optional('the profile'):
+                jax.profiler.stop_trace()
+                _logger.info('profile of steps %d to %d in %s', first, last, self._profile_dir)
 
     def _write(self, kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> None:
         row = {
@@ -172,11 +203,18 @@ class RunLog:
             'time_s': round(time.monotonic() - self._began, 3),
             **values,
         }
-        self._file.write(json.dumps(row, allow_nan=False) + '\n')
-        self._file.flush()
+        with storage.writing(f'a row to {self._path}'):
+            self._require_file()
+            self._file.write(json.dumps(row, allow_nan=False) + '\n')
+            self._file.flush()
         if self._board is not None and kind != 'event':
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            with self._optional('TensorBoard'):
+                self._board.write(step, values)
+
+    def _require_file(self) -> None:
+        """Raise OSError if the file was deleted or replaced: nobody would find the row."""
+        if not os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno())):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     @contextlib.contextmanager
     def _above_bar(self) -> Iterator[None]:
@@ -185,10 +223,32 @@ class RunLog:
             yield
 
 
-def _open_board(directory: epath.Path, start_step: int) -> Any:
-    import tensorboardX  # imported only here, because it imports torch if that is installed
+class _Board:
+    """Writes scalars for TensorBoard.
 
-    return tensorboardX.SummaryWriter(str(directory), purge_step=start_step + 1)
+    The writer of tensorboardX that has no thread of its own: `SummaryWriter` has one, which dies of
+    a full disk and then lets the training wait for it.
+    """
+
+    def __init__(self, directory: epath.Path, start_step: int) -> None:
+        # imported only here, because tensorboardX imports torch if that is installed
+        from tensorboardX import event_file_writer, proto, summary
+
+        self._scalar, self._event = summary.scalar, proto.event_pb2.Event  # pyright: ignore
+        directory.mkdir(parents=True, exist_ok=True)
+        # an absolute path: tensorboardX takes `s3:x` for a bucket
+        self._writer = event_file_writer.EventsWriter(os.path.abspath(directory / 'events'))
+        restart = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)  # pyright: ignore
+        self._writer.write_event(self._event(step=start_step + 1, session_log=restart))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            event = self._event(step=step, wall_time=time.time(), summary=self._scalar(name, value))
+            self._writer.write_event(event)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def read_rows(path: epath.Path) -> list[dict[str, Any]]:
@@ -221,7 +281,5 @@ def _drop_rows_after(path: epath.Path, step: int) -> float:
     rows = read_rows(path)
     kept = [row for row in rows if row['step'] <= step]
     if path.exists():
-        temporary = path.with_suffix('.tmp')
-        temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-        temporary.replace(path)
+        storage.replace(path, ''.join(json.dumps(row) + '\n' for row in kept).encode())
     return kept[-1]['time_s'] if kept else 0.0

@@ -14,6 +14,7 @@ from alexnet_jax.input import pipeline
 from alexnet_jax.input.batch import Batch
 from alexnet_jax.parallel.collectives import Collectives
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training import guard
 from alexnet_jax.training.config import Config
 from alexnet_jax.training.experiment import Experiment
 
@@ -100,6 +101,7 @@ def run(experiment: Experiment, steps: int) -> Trace:
     losses: list[float] = []
     updates: dict[str, float] = {}
     for step in range(1, steps + 1):
+        guard.expect(f'step {step} of the check', slow=True)
         old = jax.device_get(state.params) if step in (1, steps) else None
         state, metrics = experiment.train_step(state, on_device, experiment.statistics)
         losses.append(metrics['train/loss'].item())

@@ -128,8 +128,12 @@ def load(file: pathlib.Path, overrides: Sequence[str] = ()) -> Config:
     if not file.is_file():
         raise UserError(f'--config={file} is not a file; for example --config=configs/digits.py')
     for override in overrides:
-        path = override.removeprefix('--config.').partition('=')[0]
+        path, _, value = override.removeprefix('--config.').partition('=')
         sections.require_field(Config, path)
+        kind = sections.fields(Config)[path].type
+        if typing.get_origin(kind) is tuple and value.lstrip().startswith('{'):
+            # A set has no order, and ml_collections would take its elements in any.
+            raise UserError(f'{override}: config.{path} is a tuple, such as (1, 2), or ()')
     try:
         values = _override(_get_config(file), overrides)
     except Exception as error:  # of ml_collections, or raised by the file

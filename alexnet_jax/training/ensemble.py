@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from etils import epath
 
+from alexnet_jax.checkpoint.checkpoints import Checkpoints
 from alexnet_jax.checkpoint.manifest import parameters_sha256
-from alexnet_jax.checkpoint.pretrained import read_only, restore_network, workdir_of
+from alexnet_jax.checkpoint.pretrained import read, restore_network, workdir_of
 from alexnet_jax.input import sources
 from alexnet_jax.input.sources import Split
 from alexnet_jax.parallel import processes
@@ -23,7 +24,7 @@ from alexnet_jax.runtime import config as sections
 from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.run_log import initial_data, read_rows
-from alexnet_jax.training import provenance
+from alexnet_jax.training import guard, provenance
 from alexnet_jax.training.config import Config
 from alexnet_jax.training.experiment import Experiment, build
 
@@ -191,14 +192,18 @@ def _open_splits(config: Config) -> tuple[Split, Split | None]:
 
 
 def _evaluate_member(config: Config, place: str, split: Split, search: Split | None) -> Member:
-    with read_only(epath.Path(place), config.evaluation.checkpoint) as (checkpoints, step, meta):
+    def restore(checkpoints: Checkpoints, step: int, meta: dict[str, Any]) -> Any:
         if meta['data']['train_name'] != split.full_name:
             raise UserError(
                 f'{place} was trained on {meta["data"]["train_name"]}, not {split.full_name}; '
                 'all networks of an ensemble must be trained on the data set of the evaluation'
             )
         experiment = build(_as_trained(config, meta))
-        params = restore_network(experiment.abstract_state().params, checkpoints, step, place)
+        wanted = experiment.abstract_state().params
+        return step, meta, experiment, restore_network(wanted, checkpoints, step, place)
+
+    path = storage.resolve(place, 'config.evaluation.ensemble')
+    step, meta, experiment, params = read(path, config.evaluation.checkpoint, restore)
     provenance.require_same_in_all_processes(experiment, 'evaluate')
     outputs, labels = _predict(experiment, params, split)
     search_outputs, search_labels = _predict(experiment, params, search) if search else ({}, labels)
@@ -209,7 +214,7 @@ def _evaluate_member(config: Config, place: str, split: Split, search: Split | N
         epoch=step * meta['config']['training']['batch_size'] / examples,
         sha256=parameters_sha256(params),
         config=meta['config'],
-        init_data=initial_data(read_rows(workdir_of(epath.Path(place)) / 'metrics.jsonl')),
+        init_data=initial_data(read_rows(workdir_of(path) / 'metrics.jsonl')),
         experiment=experiment,
         outputs=outputs,
         labels=labels,
@@ -235,6 +240,7 @@ def _predict(experiment: Experiment, params: Any, split: Split) -> tuple[Outputs
     parts: dict[str, list[np.ndarray]] = {}
     with contextlib.closing(experiment.eval_batches(split)) as batches:
         for batch in batches:
+            guard.expect('a batch of the evaluation', slow=True)
             outputs = step(params, batch, experiment.statistics)
             real = processes.whole(batch.mask)
             for name, array in {**outputs, 'labels': batch.labels}.items():
@@ -257,7 +263,17 @@ def _save(
     `search_`. The files of every run are written as well, with `row` as the only one of
     metrics.jsonl.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    with storage.writing(f'the ensemble to {directory}'):
+        directory.mkdir(parents=True, exist_ok=True)
+        _write_outputs(directory, members, weights, row)
+
+
+def _write_outputs(
+    directory: epath.Path,
+    members: Sequence[Member],
+    weights: np.ndarray,
+    row: Mapping[str, Any],
+) -> None:
     provenance.save(members[0].experiment, directory)
     arrays = {'labels': members[0].labels}
     if members[0].search_outputs:

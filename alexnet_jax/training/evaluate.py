@@ -16,6 +16,7 @@ from alexnet_jax.network.model import AlexNet
 from alexnet_jax.runtime.config import PLACE, SCHEDULE, Section, field, integer, one_of, text
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.storage import path_field, paths_field
+from alexnet_jax.training import guard
 from alexnet_jax.training.step import copy_rows
 
 _IN_FLIGHT = 2  # batches on the devices at a time; more would only use up their memory
@@ -141,6 +142,7 @@ def evaluate(
     totals: collections.Counter = collections.Counter()
     pending: collections.deque = collections.deque()
     for batch in itertools.chain(batches, [None] * _IN_FLIGHT):
+        guard.expect('a batch of the evaluation', slow=True)
         if stop():
             return None
         if batch is not None:

@@ -1,12 +1,14 @@
 """Evaluate one checkpoint, on any mesh."""
 
 import logging
+from typing import Any
 
 import jax
 from etils import epath
 
+from alexnet_jax.checkpoint.checkpoints import Checkpoints
 from alexnet_jax.checkpoint.manifest import parameters_sha256
-from alexnet_jax.checkpoint.pretrained import read_only, restore_network
+from alexnet_jax.checkpoint.pretrained import read, restore_network
 from alexnet_jax.runtime.config import differences
 from alexnet_jax.training import provenance
 from alexnet_jax.training.config import Config
@@ -24,13 +26,17 @@ def evaluate_checkpoint(experiment: Experiment, workdir: epath.Path) -> None:
     """
     config = experiment.config
     provenance.require_same_in_all_processes(experiment, 'evaluate')
-    with read_only(workdir, config.evaluation.checkpoint) as (checkpoints, step, meta):
+
+    def restore(checkpoints: Checkpoints, step: int, meta: dict[str, Any]) -> tuple[int, Any]:
         changed = differences(Config, meta['config'], config.to_dict())
         for name, (before, after) in changed.items():
             known = before is not None and after is not None
             if known and name.startswith(('model.', 'augment.')):
                 _logger.warning('config.%s is %r here and was %r in training', name, after, before)
-        params = restore_network(experiment.abstract_state().params, checkpoints, step, workdir)
+        wanted = experiment.abstract_state().params
+        return step, restore_network(wanted, checkpoints, step, workdir)
+
+    step, params = read(workdir, config.evaluation.checkpoint, restore)
     metrics = experiment.evaluate(params, config.evaluation.final_views)
     assert metrics is not None
     digest = parameters_sha256(params)

@@ -15,6 +15,7 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.run_log import RunLog
 from alexnet_jax.training import guard, provenance
 from alexnet_jax.training.experiment import Experiment
+from alexnet_jax.training.optim import require_no_rise
 from alexnet_jax.training.step import TrainState
 
 _IN_FLIGHT = 2  # steps dispatched ahead of the one whose loss is checked
@@ -30,7 +31,7 @@ def train(experiment: Experiment, workdir: epath.Path) -> int:
     config, plan = experiment.config, experiment.plan
     with contextlib.ExitStack() as stack:
         stack.enter_context(guard.workdir_lock(workdir))
-        watchdog = stack.enter_context(guard.Watchdog(workdir, config.training.watchdog_s))
+        guard.use_workdir(workdir)
         stop = stack.enter_context(guard.StopSignal())
         checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
         state, start, evaluated, event = _resume_or_init(experiment, checkpoints)
@@ -43,7 +44,7 @@ def train(experiment: Experiment, workdir: epath.Path) -> int:
         log = stack.enter_context(
             RunLog(workdir, config.log, start_step=start, total_steps=plan.total_steps)
         )
-        run = _Run(experiment, checkpoints, log, stop, watchdog)
+        run = _Run(experiment, checkpoints, log, stop)
         log.event(start, plan.epoch(start), **event)
         if plan.eval_due(start) and not evaluated:
             state = run.evaluate_and_save(start, state)
@@ -52,7 +53,7 @@ def train(experiment: Experiment, workdir: epath.Path) -> int:
         for step in range(start + 1, plan.total_steps + 1):
             if stop.due():
                 break
-            watchdog.expect(f'step {step}', slow=step == start + 1)
+            guard.expect(f'step {step}', slow=step == start + 1)
             log.advance(step - 1, state)
             with log.spending('data'):
                 batch = next(batches)
@@ -79,7 +80,6 @@ class _Run:
     checkpoints: Checkpoints
     log: RunLog
     stop: guard.StopSignal
-    watchdog: guard.Watchdog
     pending: collections.deque = dataclasses.field(default_factory=collections.deque)
 
     def note(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -94,6 +94,7 @@ class _Run:
         metrics = {name: value.item() for name, value in jax.device_get(on_device).items()}
         rate = metrics['train/learning_rate']
         guard.require_finite_loss(step, metrics['train/loss'], f'(learning rate {rate:g})')
+        guard.note_step()
         training, plan = self.experiment.config.training, self.experiment.plan
         if step % training.log_every_steps == 0 or step in (1, plan.total_steps):
             self.log.train(step, plan.epoch(step), metrics, training.batch_size)
@@ -102,7 +103,7 @@ class _Run:
         """Save the state, after checking that all losses so far and the parameters are finite."""
         while self.pending:
             self._log_oldest()
-        self.watchdog.expect(f'the save of step {step}', slow=True)
+        guard.expect(f'the save of step {step}', slow=True)
         with self.log.spending('other'):
             guard.require_finite_parameters(step, state.params)
             self.checkpoints.save(step, state, _meta(self.experiment), metrics)
@@ -118,7 +119,7 @@ class _Run:
             experiment.config.evaluation.final_views if last else experiment.config.evaluation.views
         )
         with self.log.spending('other'):
-            metrics = experiment.evaluate(state.params, views, self._stop_evaluation)
+            metrics = experiment.evaluate(state.params, views, self.stop.due)
             if metrics is None:
                 return state
             guard.require_finite_loss(step, metrics['eval/loss'], 'in the evaluation')
@@ -133,15 +134,12 @@ class _Run:
         self.save(step, state, metrics)
         return state
 
-    def _stop_evaluation(self) -> bool:
-        self.watchdog.expect('a batch of the evaluation', slow=True)
-        return self.stop.due()
-
 
 def _resume_or_init(
     experiment: Experiment, checkpoints: Checkpoints
 ) -> tuple[TrainState, int, bool, dict[str, Any]]:
     """Return the state, its step, whether that step was evaluated, and the event to log."""
+    guard.expect('reading the last checkpoint', slow=True)
     changes: dict[str, str] = {}
     restored = checkpoints.restore(
         experiment.abstract_state(),
@@ -157,6 +155,13 @@ def _resume_or_init(
             params, loaded = pretrained.init_params(wanted, state.params, source, classes)
             state, event = state.replace(params=params), {**event, **loaded}
         return state, 0, False, event
+    require_no_rise(
+        restored.meta['config']['optim'],
+        experiment.config.optim,
+        experiment.plan,
+        restored.step,
+        jax.device_get(restored.state.plateau),
+    )
     event = {'name': 'resumed', **_devices(experiment), **changes}
     return restored.state, restored.step, restored.evaluated, event
 

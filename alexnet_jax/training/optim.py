@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from alexnet_jax.runtime.config import (
     field,
     integer,
     is_number,
+    make,
     number,
     one_of,
     tuple_of,
@@ -35,6 +36,8 @@ from alexnet_jax.runtime.config import (
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.plan import Plan
 
+_RATES = ('learning_rate', 'reference_batch', 'events')  # the fields that set the rate
+_DROPS = ('schedule', 'drop_factor', 'milestone_epochs')  # and those that lower it
 _SOME_GAIN = 1e-30  # optax refuses 0, which here means that any gain counts
 
 
@@ -165,7 +168,9 @@ class Optimizer:
         count = jnp.minimum(plateau.plateau_count, self.patience - 1)
         plateau = plateau._replace(plateau_count=count)
         with jax.numpy_dtype_promotion('standard'):  # optax multiplies int32 by float32
-            return self._update_plateau(plateau, jnp.float32(error))
+            new = self._update_plateau(plateau, jnp.float32(error))
+        # The least scale may have been raised by a resumed run, by fewer drops or smaller ones.
+        return new._replace(scale=jnp.minimum(new.scale, plateau.scale))
 
     @functools.cached_property
     def _update_plateau(self) -> Callable[..., ReduceLROnPlateauState]:
@@ -206,6 +211,39 @@ def make_optimizer(config: OptimConfig, plan: Plan) -> Optimizer:
         multipliers=config.lr_multipliers,
         warmup_steps=plan.first_step(config.warmup_epochs),
     )
+
+
+def require_no_rise(
+    saved: Mapping[str, Any],
+    config: OptimConfig,
+    plan: Plan,
+    step: int,
+    plateau: ReduceLROnPlateauState,
+) -> None:
+    """Raise UserError if another schedule raises the learning rate where a run is resumed.
+
+    `saved` is the section `optim` of the saved run. Where that sets another rate itself, by
+    learning_rate, reference_batch or events, any change is meant. Warm-up is left out.
+    """
+    known = {field.name for field in dataclasses.fields(config)}
+    values = {name: value for name, value in saved.items() if name in known}
+    before = make(OptimConfig, dataclasses.asdict(config) | values)
+    if any(getattr(before, name) != getattr(config, name) for name in _RATES):
+        return
+    was, now = (
+        float(rule.learning_rate(jnp.int32(step), plateau))
+        for rule in (
+            dataclasses.replace(make_optimizer(section, plan), warmup_steps=0)
+            for section in (before, config)
+        )
+    )
+    if now > was * (1 + 1e-5):
+        name = next(n for n in _DROPS if getattr(before, n) != getattr(config, n))
+        raise UserError(
+            f'config.optim.{name} = {getattr(config, name)!r}, which was {getattr(before, name)!r},'
+            f' would raise the learning rate from {was:.3g} to {now:.3g} at step {step}; set it '
+            'back, or set config.optim.learning_rate or an event to the rate that you want'
+        )
 
 
 def update_rule(config: OptimConfig) -> optax.GradientTransformationExtraArgs:

@@ -28,6 +28,7 @@ class TrainingConfig(Section):
     log_every_steps: int = field(integer(1), role=PLACE)
     eval_every_epochs: float = field(number(0.0), role=SCHEDULE)
     watchdog_s: int = field(integer(0), role=PLACE)
+    watchdog_slow_s: int = field(integer(0), role=PLACE, off=18_000)  # ten times 1,800 s, as before
     init_from: str = field(path_field, resume=True)
     compilation_cache_dir: str = field(path_field, role=PLACE)
 

@@ -17,6 +17,7 @@ from etils import epath
 
 from alexnet_jax.parallel import processes
 from alexnet_jax.preparation import photographs
+from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.config import flatten
 from alexnet_jax.training.experiment import Experiment
 
@@ -55,10 +56,13 @@ def save(experiment: Experiment, workdir: epath.Path) -> None:
         if not (directory := workdir / 'starts' / str(count)).exists()
     )
     config = json.dumps(experiment.config.to_dict(), indent=2, sort_keys=True)
-    for directory in (start, workdir):
-        _write(directory / 'config.json', config.encode())
-        _write(directory / 'environment.json', json.dumps(environment, indent=2).encode())
-    _save_data(experiment, workdir / 'data')
+    with storage.writing(f'the description of this start to {workdir}'):
+        for directory in (start, workdir):
+            storage.replace(directory / 'config.json', config.encode())
+            storage.replace(
+                directory / 'environment.json', json.dumps(environment, indent=2).encode()
+            )
+        _save_data(experiment, workdir / 'data')
 
 
 def _save_data(experiment: Experiment, directory: epath.Path) -> None:
@@ -69,19 +73,11 @@ def _save_data(experiment: Experiment, directory: epath.Path) -> None:
         'fingerprint': dataset.fingerprint(),
         'preparation': photographs.read_settings(dataset.directory),
     }
-    _write(directory / 'data.json', json.dumps(about, indent=1).encode())
+    storage.replace(directory / 'data.json', json.dumps(about, indent=1).encode())
     arrays = jax.tree.map(np.asarray, experiment.host_statistics._asdict())  # pyright: ignore
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
-    _write(directory / 'statistics.npz', buffer.getvalue())
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-    """Write a file atomically: under a temporary name first, so that a kill leaves it whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'{path.name}.tmp')
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    storage.replace(directory / 'statistics.npz', buffer.getvalue())
 
 
 def require_same_in_all_processes(experiment: Experiment, mode: str) -> None:

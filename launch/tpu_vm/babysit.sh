@@ -1,6 +1,6 @@
 #!/bin/bash
 # Keep a run going on a spot TPU VM until it is done: create the VM again when it is taken away, start
-# the run again when it ends with 75, 134, 137 or 143, and stop when it ends with 1 or 2.
+# the run again when it ends with 75, 134, 137 or 143, and stop when it ends with 1, 2 or 3.
 #
 #   NAME=alexnet ZONE=us-central1-a TYPE=v5litepod-16 launch/tpu_vm/babysit.sh \
 #       --config=configs/alexnet.py --workdir=/mnt/runs/one --data_dir=/mnt/data
@@ -34,7 +34,9 @@ vm() {
 run() {
   local states
   states=$("$here/run.sh" state 2>/dev/null | sed -n 's/^state //p')
-  for state in 1 2 75 134 137 143 running none; do
+  # 3, no step was done, is only the end when no host says otherwise: one may still run or have been
+  # taken away (143).
+  for state in 1 2 143 75 134 137 running 3 none; do
     if grep -qx "$state" <<<"$states"; then echo "$state"; return; fi
   done
   sort -rn <<<"${states:-silent}" | head -n 1

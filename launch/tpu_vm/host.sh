@@ -17,7 +17,7 @@ case ${1:-} in
     rm -f run.code
     # shellcheck disable=SC2016
     JAX_PLATFORMS=tpu,cpu setsid bash -c 'trap : TERM; "$@"; echo $? >run.code' run \
-      "$PYTHON" -m alexnet_jax.main --distributed=tpu "${@:2}" </dev/null >>run.log 2>&1 &
+      launch/task.sh "$PYTHON" --distributed=tpu "${@:2}" </dev/null >>run.log 2>&1 &
     echo $! >run.pid
     ;;
   state)

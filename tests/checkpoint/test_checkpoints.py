@@ -1,8 +1,12 @@
 """Checkpoints: any mesh restores them, damage is found, nothing is lost or cast in silence."""
 
+import contextlib
+import errno
 import hashlib
 import json
+import os
 import pathlib
+import resource
 import shutil
 from typing import Any
 
@@ -15,10 +19,12 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax.checkpoint import pretrained
+from alexnet_jax import __version__
+from alexnet_jax.checkpoint import manifest, pretrained
 from alexnet_jax.checkpoint.checkpoints import CheckpointConfig, Checkpoints
 from alexnet_jax.checkpoint.manifest import parameters_sha256
 from alexnet_jax.parallel import mesh as mesh_lib
+from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.optim import make_optimizer
 from alexnet_jax.training.plan import make_plan
@@ -163,10 +169,6 @@ def _remove(step: pathlib.Path) -> None:
     _largest_file(step).unlink()
 
 
-def _add(step: pathlib.Path) -> None:
-    (step / 'state' / 'stray').write_text('x')
-
-
 def _spoil_manifest(step: pathlib.Path) -> None:
     (step / 'manifest.json').write_text('{"files": ')
 
@@ -175,7 +177,7 @@ def _remove_manifest(step: pathlib.Path) -> None:
     (step / 'manifest.json').unlink()
 
 
-DAMAGES = [_flip_a_bit, _truncate, _remove, _add, _spoil_manifest]
+DAMAGES = [_flip_a_bit, _truncate, _remove, _spoil_manifest]
 
 
 @pytest.mark.fault
@@ -258,7 +260,7 @@ def test_the_error_that_ended_the_run_is_not_hidden_by_a_failing_save(tmp_path, 
 @pytest.mark.fault
 def test_a_failing_save_is_one_line(tmp_path):
     with (
-        pytest.raises(UserError, match=r'could not be written to .*No space left') as error,
+        pytest.raises(UserError, match=r'cannot write .*No space left') as error,
         _open(tmp_path) as checkpoints,
     ):
         checkpoints.save(1, _state(1), META)
@@ -414,3 +416,266 @@ def test_sha256_sees_values_names_and_dtypes():
     wider = jax.tree.map(lambda x: x.astype(np.float64), params)
     others = [parameters_sha256(p) for p in (renamed, nudged, wider)]
     assert len({digest, *others}) == 4
+
+
+NAMES = [
+    'lr[0.1]',
+    '[!a]',
+    'a*b?c',
+    '**',
+    'back\\slash',
+    'q\'uo"te {a,b} %41 #|:@$;&',
+    'é\n~',
+    'file:x',
+]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_any_name_that_the_file_system_allows(tmp_path, name):
+    for workdir in (tmp_path / name, tmp_path / name / 'below'):
+        _save(workdir, 1, 2)
+        with _open(workdir) as checkpoints:
+            restored = checkpoints.restore(_abstract(_state()), lambda meta: None)
+            assert restored is not None
+            _assert_equal(restored.state, _state(2))
+        with pretrained.read_only(epath.Path(workdir)) as (checkpoints, step, _):
+            params, others = checkpoints.restore_params(step, _abstract(_state()).params)
+        assert not others
+        jax.tree.map(np.testing.assert_array_equal, params, _state(2).params)
+    assert os.listdir(tmp_path) == [name], 'and nothing is written anywhere else'
+
+
+@pytest.mark.fault
+def test_a_step_that_is_not_complete_is_not_sealed(tmp_path, monkeypatch):
+    """Orbax takes the path for a pattern, finds none of its arrays, and commits the step."""
+    workdir = tmp_path / 'lr[0.1]'
+    _save(workdir, 1)
+    monkeypatch.setattr(storage, 'literal', contextlib.nullcontext)
+    with pytest.raises(UserError, match='cannot write a checkpoint to') as error:
+        _save(workdir, 2)
+    assert '\n' not in str(error.value)
+    assert os.listdir(workdir / 'checkpoints') == ['1']
+
+
+@pytest.mark.fault
+def test_a_step_that_an_earlier_release_sealed_too_early_is_one_line(tmp_path):
+    _save(tmp_path, 1)
+    step = tmp_path / 'checkpoints' / '1'
+    (step / 'state' / 'manifest.ocdbt').unlink()
+    manifest.write_manifest(epath.Path(step))
+    with (
+        _open(tmp_path) as checkpoints,
+        pytest.raises(UserError, match='1 is not complete') as error,
+    ):
+        checkpoints.restore(_abstract(_state()), lambda meta: None)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.fault
+def test_a_commit_that_never_comes_is_an_error(tmp_path):
+    with (
+        pytest.raises(UserError, match='Orbax has not committed step 1'),
+        _open(tmp_path) as saving,
+    ):
+        saving._manager.save = lambda *args, **kwargs: True
+        saving.save(1, _state(1), META)
+
+
+JUNK = [
+    '.DS_Store',
+    'state/._x',
+    '@eaDir/x',
+    'meta/.nfs0001',
+    'Thumbs.db',
+    'state/d/desktop.ini',
+    'a~',
+]
+BESIDE = ['.DS_Store', '@eaDir/x', '.ipynb_checkpoints/x', '12 (copy)/x', '012/x', '7']
+
+
+def _litter(directory: pathlib.Path, names: list[str]) -> None:
+    for name in names:
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text('x')
+
+
+@pytest.mark.fault
+def test_junk_is_named_counted_and_left_alone(tmp_path, caplog):
+    with _open(tmp_path) as checkpoints:
+        checkpoints.save(1, _state(1), META, {'eval/top1_error': 0.5})
+        checkpoints.save(2, _state(2), META)
+    steps = tmp_path / 'checkpoints'
+    _litter(steps / '2', [*JUNK, 'metrics/metrics'])  # as if step 2 had been evaluated
+    _litter(steps, BESIDE)
+    with _open(tmp_path) as checkpoints:
+        restored = checkpoints.restore(_abstract(_state()), lambda meta: None, set_aside=True)
+        assert restored is not None
+        assert (restored.step, restored.evaluated) == (2, False)
+        _assert_equal(restored.state, _state(2))
+        assert (
+            f'in {steps}, what does not belong to a checkpoint is left alone (6): ' in caplog.text
+        )
+        assert f'left alone ({len(JUNK) + 1}): .DS_Store, @eaDir/x, Thumbs.db, ...' in caplog.text
+        checkpoints.save(3, _state(3), META)
+    assert (steps / '12 (copy)' / 'x').exists()
+    assert not (tmp_path / 'damaged').exists()
+
+
+def test_junk_that_is_there_when_a_step_is_sealed_may_go(tmp_path):
+    _save(tmp_path, 1)
+    step = epath.Path(tmp_path / 'checkpoints' / '1')
+    _litter(pathlib.Path(step), ['.DS_Store', '@eaDir/x'])
+    manifest.write_manifest(step)
+    (step / '.DS_Store').unlink()
+    shutil.rmtree(step / '@eaDir')
+    assert manifest.find_damage(step) is None
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize('content', [b'', b'\xff', b'5', b'{"eval/top1_erroq": 0.1}', None])
+def test_damaged_metrics_are_found_and_never_choose_the_best(tmp_path, content):
+    with _open(tmp_path, keep_latest=9) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, _state(step), META, {'eval/top1_error': step / 10})
+    path = tmp_path / 'checkpoints' / '1' / 'metrics' / 'metrics'
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    with _open(tmp_path) as checkpoints:
+        with pytest.raises(UserError, match=r'checkpoint 1 in .* may be the best, but is not'):
+            checkpoints.find('best')
+        restored = checkpoints.restore(_abstract(_state()), lambda meta: None)
+        assert restored is not None
+        assert restored.step == 2
+        checkpoints.save(3, _state(3), META, {'eval/top1_error': 0.3})
+
+
+@contextlib.contextmanager
+def largest_file(size: int):
+    """Let this process write no file of more than `size` bytes: an error of the kernel's own."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.fault
+def test_a_save_that_does_not_fit_ends_in_one_line_and_leaves_nothing_behind(tmp_path):
+    _save(tmp_path, 1)
+    large = {'w': np.random.default_rng(0).normal(size=2**16)}
+    with pytest.raises(UserError) as error, _open(tmp_path) as checkpoints, largest_file(2**16):
+        checkpoints.save(2, large, META)
+        checkpoints.wait()
+    assert str(error.value) == (
+        f'cannot write a checkpoint to {tmp_path}/checkpoints (File too large); raise the '
+        'limit on the size of a file (ulimit -f), then run the same command again'
+    )
+    assert os.listdir(tmp_path / 'checkpoints') == ['1']
+    with _open(tmp_path) as checkpoints:  # and the next start goes on
+        restored = checkpoints.restore(_abstract(_state()), lambda meta: None, set_aside=True)
+        assert restored is not None
+        _assert_equal(restored.state, _state(1))
+        checkpoints.save(2, _state(2), META)
+    assert manifest.find_damage(epath.Path(tmp_path / 'checkpoints' / '2')) is None
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ('number', 'remedy'),
+    [
+        (errno.ENOSPC, 'free some space there'),
+        (errno.EDQUOT, 'free some of your quota'),
+        (errno.EROFS, 'mount the file system'),
+        (errno.EIO, 'have the disk looked at'),
+        (errno.EACCES, 'change its permissions'),
+    ],
+)
+def test_a_manifest_that_cannot_be_written(tmp_path, monkeypatch, number, remedy):
+    _save(tmp_path, 1)
+
+    def fail(path, content):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(storage, 'replace', fail)
+    words = rf'cannot write .*checkpoints \({os.strerror(number)}\); {remedy}'
+    with pytest.raises(UserError, match=words), _open(tmp_path) as checkpoints:
+        checkpoints.save(2, _state(2), META)
+    assert os.listdir(tmp_path / 'checkpoints') == ['1']
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize('instead', ['nothing', 'another'])
+def test_a_workdir_that_is_deleted_or_replaced_under_a_run(tmp_path, instead):
+    workdir = tmp_path / 'run'
+    with (
+        pytest.raises(UserError, match='was deleted, replaced or unmounted'),
+        _open(workdir) as run,
+    ):
+        run.save(1, _state(1), META)
+        run.wait()
+        workdir.rename(tmp_path / 'away')
+        if instead == 'another':
+            (workdir / 'checkpoints').mkdir(parents=True)
+        run.save(2, _state(2), META)
+    assert not list(workdir.rglob('2*'))
+
+
+@pytest.mark.fault
+def test_a_later_format_is_refused_by_the_release_that_wrote_it(tmp_path):
+    _save(tmp_path, 1, 2)
+    path = tmp_path / 'checkpoints' / '2' / 'manifest.json'
+    content = json.loads(path.read_text())
+    assert (content['format'], content['version']) == (1, __version__)
+    path.write_text(json.dumps({**content, 'format': 2, 'version': '9.1'}))
+    words = rf'2 has format 2, written by alexnet_jax 9\.1; this is {__version__}, which reads'
+    for set_aside in (False, True):
+        with _open(tmp_path) as checkpoints, pytest.raises(UserError, match=words) as error:
+            checkpoints.restore(_abstract(_state()), lambda meta: None, set_aside=set_aside)
+        assert '\n' not in str(error.value)
+    path.write_text(json.dumps({**content, 'format': 3}))  # a flipped bit: this release has no 3
+    with _open(tmp_path) as checkpoints:
+        restored = checkpoints.restore(_abstract(_state()), lambda meta: None)
+    assert restored is not None
+    assert restored.step == 1
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize('deletions', [1, 9])
+def test_a_step_that_a_training_deletes_while_it_is_read(tmp_path, caplog, deletions):
+    """Between the choice of a step and its restoration the training goes on."""
+    _save(tmp_path, 1)
+    looks = []
+
+    def use(checkpoints, step, meta):
+        looks.append(step)
+        if len(looks) <= deletions:
+            _save(tmp_path, step + 1)
+            shutil.rmtree(tmp_path / 'checkpoints' / str(step))
+        return pretrained.restore_network(_abstract(_state()).params, checkpoints, step, tmp_path)
+
+    if deletions == 1:
+        params = pretrained.read(epath.Path(tmp_path), 'latest', use)
+        jax.tree.map(np.testing.assert_array_equal, params, _state(2).params)
+        assert looks == [1, 2]
+        assert 'was deleted while it was read; looking again' in caplog.text
+    else:
+        with pytest.raises(UserError, match='were deleted while they were read; run the') as error:
+            pretrained.read(epath.Path(tmp_path), 'latest', use)
+        assert looks == [1, 2, 3, 4, 5]
+        assert '\n' not in str(error.value)
+
+
+def test_an_error_of_another_cause_is_raised_at_once(tmp_path):
+    _save(tmp_path, 1)
+    looks = []
+
+    def use(checkpoints, step, meta):
+        looks.append(step)
+        raise ValueError('a bug')
+
+    with pytest.raises(ValueError, match='a bug'):
+        pretrained.read(epath.Path(tmp_path), 'latest', use)
+    assert looks == [1]

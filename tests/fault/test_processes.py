@@ -23,8 +23,10 @@ ARGUMENTS = (
     '--config.evaluation.final_views=1',
     '--config.checkpoint.save_every_steps=5',
     '--config.training.watchdog_s=60',
+    '--config.parallel.heartbeat_timeout_s=20',
 )
-# Stands for python. Process PROCESS does FAULT when it has seen the loss of step 12.
+# Stands for python. Process PROCESS does EARLY before anything else, and FAULT when it has seen the
+# loss of step 12.
 PYTHON = """#!{python}
 import os, signal, sys, time
 if sys.argv[1] == '-c':
@@ -44,6 +46,8 @@ def faulty(step, loss, where):
     if step == 12 and me:
         exec(os.environ.get('FAULT', ''))
 guard.require_finite_loss = faulty
+if me:
+    exec(os.environ.get('EARLY', ''))
 main.main()
 """
 
@@ -61,8 +65,11 @@ def start(tmp_path, data_dir):
     python.chmod(0o755)
     runs = []
 
-    def start(*arguments: str, process: int = 0, fault: str = '', more: str = '') -> Run:
+    def start(
+        *arguments: str, process: int = 0, fault: str = '', more: str = '', early: str = ''
+    ) -> Run:
         env = {'PYTHON': str(python), 'PROCESS': str(process), 'FAULT': fault, 'MORE': more}
+        env['EARLY'] = early
         runs.append(Run(2, tmp_path / 'run', data_dir, *ARGUMENTS, *arguments, **env))
         return runs[-1]
 
@@ -112,6 +119,75 @@ def test_a_process_hangs(start):
     assert 'took longer than 4 s (config.training.watchdog_s); the stacks are in' in run.output()
     assert re.search('in faulty$', (run.workdir / 'hang-1.txt').read_text(), re.M)
     assert 'loop.py' in (run.workdir / 'hang-0.txt').read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('early', 'words'),
+    [
+        # A data set on a dead mount, and devices that do not start.
+        (
+            'from alexnet_jax.input import sources\n'
+            'def stuck(config): time.sleep(1000)\n'
+            'sources.open_dataset = stuck',
+            'opening the data set took longer than 10 s',
+        ),
+        (
+            'import jax\ndef stuck(): time.sleep(1000)\njax.devices = stuck',
+            'the start of the devices took longer than 10 s',
+        ),
+    ],
+)
+def test_a_process_hangs_before_the_first_step(start, early, words):
+    """The others wait in their first collective; there is no workdir yet for the stacks."""
+    run = start('--config.training.watchdog_slow_s=10', process=1, early=early)
+    assert run.finish(90) == 75
+    lines = run.output().splitlines()
+    (hung,) = (line for line in lines if line.startswith(f'[1] error: {words}'))
+    assert hung.endswith('(config.training.watchdog_slow_s); the stacks follow')
+    assert any(re.fullmatch(r'\[1\]   File .* in stuck', line) for line in lines)
+    assert any(line.startswith('error: ') and 'took longer than 10 s' in line for line in lines)
+
+
+@pytest.mark.slow
+def test_a_process_that_loses_another_before_the_first_step_prints_the_whole_reason(start):
+    run = start(
+        process=1,
+        early='from alexnet_jax.input import sources\n'
+        'def die(config): os.kill(os.getpid(), signal.SIGKILL)\n'
+        'sources.open_dataset = die',
+    )
+    assert run.finish(90) == 137
+    assert re.search('another (process was lost|task died)', run.output()), run.output()
+
+
+@pytest.mark.slow
+def test_each_process_may_have_data_of_its_own_and_process_0_computes_the_statistics(
+    start, tmp_path, data_dir
+):
+    own = tmp_path / 'own'
+    run = start('--config.training.total_steps=2', process=1, more=f'--data_dir={own}')
+    assert run.finish() == 0, run.output()
+    assert set(local_run.losses(run.workdir)) == {1, 2}
+    assert list(own.rglob('*.array_record*'))
+    assert not list(own.rglob('statistics_*'))
+    assert len(list(data_dir.rglob('statistics_*'))) == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_an_evaluation_of_several_processes(start):
+    assert start('--config.training.total_steps=1').finish() == 0
+    early = 'from alexnet_jax.training import evaluate\n'
+    early += 'def slow(what, slow): print(what, flush=True); time.sleep(1)\n'
+    early += 'evaluate.guard.expect = slow'
+    run = start('--mode=evaluate', '--config.training.total_steps=1', early=early)
+    while 'a batch of the evaluation' not in run.output():
+        assert run.process.poll() is None, run.output()
+        time.sleep(0.05)
+    for pid in run.pids().values():
+        os.kill(pid, signal.SIGINT)
+    assert run.finish(SOON_S) == 130, run.output()
+    assert 'Traceback' not in run.output()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -219,6 +220,25 @@ def test_an_error_of_a_thread_comes_out(read_threads):
     on_device = to_one_device(pipeline.eval_batches(split, batch_size=8, read_threads=read_threads))
     with pytest.raises(UserError, match='example 41 is broken'):
         got.extend(on_device)
+
+
+@pytest.mark.parametrize('read_threads', [1, 4])
+def test_a_file_removed_under_a_run_is_named(data_dir, tmp_path, read_threads):
+    copy = shutil.copytree(data_dir, tmp_path / 'data')
+    opened = open_dataset(section(copy, read_threads=read_threads))
+    removed = copy / 'tiny' / '1.0.0' / 'tiny-test.array_record-00001-of-00002'
+    training = pipeline.train_batches(opened, seed=3, batch_size=8, start_step=0, num_steps=1000)
+    with contextlib.closing(training):
+        next(training)
+        for path in removed.parent.glob('tiny-*'):
+            path.unlink()
+        with pytest.raises(UserError, match=rf'^{removed.parent}/tiny-train.* removed or changed'):
+            list(training)
+    shutil.copytree(data_dir, copy, dirs_exist_ok=True)
+    opened = open_dataset(section(copy))
+    removed.unlink()
+    with pytest.raises(UserError, match=rf'^{removed}: example 11 of tiny/1\.0\.0 test'):
+        list(pipeline.eval_batches(opened.eval, batch_size=8, read_threads=read_threads))
 
 
 @pytest.mark.parametrize('taken', [0, 1, 5])

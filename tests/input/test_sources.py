@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import multiprocessing
+import os
 import pathlib
 import shutil
 import subprocess
@@ -255,6 +256,119 @@ def test_missing(prepared):
     refused('which has none', dir=prepared / 'nowhere', name='mnist')
 
 
+ODD_NAMES = ['a [1]', '[ab]', 'a[0:2]', 'a*b?', '{VERSION}', 'a\\', ' b ', '"\'%s#', '~', '-x']
+ODD_NAMES += ['a@2,b', '\xe9', 'e\u0301', 'a\nb', '\x01\u2028', 'tiny.array_record-00000-of-00001']
+
+
+@pytest.mark.parametrize('name', ODD_NAMES)
+def test_a_data_directory_of_any_name(prepared, tmp_path, name):
+    shutil.copytree(prepared / 'tiny', tmp_path / name / 'tiny')
+    dataset = open_dataset(tmp_path / name)
+    assert dataset.full_name == 'tiny/1.10.0'
+    np.testing.assert_array_equal(dataset.train[19]['image'], image_of('train', 19))
+
+
+@pytest.mark.parametrize('name', ['.', '-x', '[x]'])
+def test_a_relative_data_directory(prepared, tmp_path, monkeypatch, name):
+    shutil.copytree(prepared / 'tiny', tmp_path / name / 'tiny')
+    monkeypatch.chdir(tmp_path)
+    assert len(open_dataset(name).train) == 20
+
+
+def test_the_name_of_a_data_directory_is_no_pattern(prepared, tmp_path):
+    shutil.copytree(prepared / 'tiny', tmp_path / 'axb' / 'tiny')
+    for name in ('a*b', 'a?b', 'a[x]b'):
+        refused('which has none', dir=tmp_path / name)
+    assert not sources.is_prepared('t*', tmp_path / 'axb')
+    assert not sources.is_prepared('tiny:1.*', tmp_path / 'axb')
+
+
+def test_a_data_directory_that_is_a_file_is_named(tmp_path):
+    (tmp_path / 'file').touch()
+    refused(f'{tmp_path}/file: Not a directory; mend that', dir=tmp_path / 'file')
+
+
+@pytest.mark.parametrize(
+    'file',
+    [
+        *('features.json', 'dataset_info.json', 'label.labels.txt', 'recipe.json'),
+        'tiny-train.array_record-00001-of-00003',
+    ],
+)
+def test_a_file_that_cannot_be_opened_is_not_prepared_again(data_dir, file):
+    path = data_dir / 'tiny' / '1.10.0' / file
+    path.unlink()
+    path.mkdir()  # permissions mean nothing to root
+    refused(f'{path}: Is a directory; mend that', dir=data_dir)
+
+
+def test_half_copied(data_dir):
+    path = data_dir / 'tiny' / '1.10.0'
+    (path / 'features.json').unlink()
+    refused(f'{path} is incomplete: it has no features.json', dir=data_dir, name='tiny:1.10.0')
+    assert open_dataset(data_dir).full_name == 'tiny/1.9.0', 'the highest that is complete'
+
+
+@pytest.mark.parametrize(
+    'content', [None, b'', b'a\n', b'a\nb\nc\n', b'b\na\n', b'a\na\n', b'\xff']
+)
+def test_class_names_missing_or_damaged(data_dir, content):
+    path = data_dir / 'tiny' / '1.10.0' / 'label.labels.txt'
+    assert path.read_bytes() == b'a\nb\n'
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    refused(f'{path} is missing or damaged; to prepare', dir=data_dir)
+
+
+@pytest.mark.parametrize('content', [b'', b'cat\ndog\n', b'cat\ndog\ndog\n'])
+def test_class_names_of_tfds_damaged(data_dir, content):
+    path = data_dir / 'photos' / '1.2.0' / 'label.labels.txt'
+    path.write_bytes(content)
+    refused(f'{path} is missing or damaged; to prepare', dir=data_dir, name='photos')
+
+
+def remove(path, other):
+    path.unlink()
+
+
+def remove_all(path, other):
+    shutil.rmtree(path.parent)
+
+
+def cut(path, other):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def copy_over(path, other):
+    shutil.copyfile(other, path)  # of the same size: only the time tells
+
+
+def replace(path, other):
+    shutil.copyfile(other, path.with_suffix('.new'))
+    path.with_suffix('.new').replace(path)
+
+
+@pytest.mark.parametrize('was_read', [False, True])
+@pytest.mark.parametrize('change', [remove, remove_all, cut, copy_over, replace])
+def test_a_file_that_changes_while_it_is_read_is_named(data_dir, change, was_read):
+    dataset = open_dataset(data_dir)
+    path, other = (
+        data_dir / 'tiny' / version / 'tiny-train.array_record-00001-of-00003'
+        for version in ('1.10.0', '1.9.0')
+    )
+    if was_read:
+        dataset.train[7]
+    change(path, other)
+    for index in range(6, 13):
+        with pytest.raises(UserError, match=f'example {index} of .* removed or changed') as caught:
+            dataset.train[index]
+        assert str(caught.value).startswith(f'{path}: ')
+    if change is not remove_all:
+        for index in (5, 13):
+            np.testing.assert_array_equal(dataset.train[index]['image'], image_of('train', index))
+
+
 def edit_json(path, edit):
     content = json.loads(path.read_text())
     edit(content)
@@ -387,3 +501,4 @@ def test_a_flipped_bit(data_dir):
     with pytest.raises(UserError, match=r'example 8 of .* train cannot be read') as caught:
         dataset.train[8]
     assert '\n' not in str(caught.value)
+    assert str(caught.value).startswith(f'{path}: ')

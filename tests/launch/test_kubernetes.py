@@ -126,11 +126,11 @@ def test_every_value_arrives(jobset, kind):
 
 
 @pytest.mark.parametrize('kind', ['gpu', 'tpu'])
-def test_exit_codes_1_and_2_stop_and_all_others_start_again(jobset, kind):
+def test_exit_codes_1_2_and_3_stop_and_all_others_start_again(jobset, kind):
     """The pod's rule makes the job fail with the reason that the JobSet's rule names."""
     manifest = jobset(kind)
     job = job_of(manifest)
-    codes = {'operator': 'In', 'values': [1, 2]}
+    codes = {'operator': 'In', 'values': [1, 2, 3]}
     assert job['podFailurePolicy'] == {'rules': [{'action': 'FailJob', 'onExitCodes': codes}]}
     assert (job['backoffLimit'], job['template']['spec']['restartPolicy']) == (0, 'Never')
     [rule] = manifest['spec']['failurePolicy']['rules']

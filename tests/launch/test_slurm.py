@@ -33,10 +33,14 @@ exit "$highest"
 """
 # In place of python: records arguments and environment, ends with its entry of CODES.
 PYTHON = r"""#!/bin/bash
-printf '%s\n' "$@" >"$RECORD/arguments$SLURM_PROCID"
+printf '%s\n' "${@:1:$#-1}" >"$RECORD/arguments$SLURM_PROCID"  # without --first_step_file
 env -0 >"$RECORD/environment$SLURM_PROCID"
 codes=($CODES)
-exit "${codes[SLURM_PROCID]:-0}"
+code=${codes[SLURM_PROCID]:-0}
+last=${!#}
+# `75s` is 75 after a step.
+[[ $code == *s ]] && touch "${last#--first_step_file=}"
+exit "${code%s}"
 """
 SCONTROL = '#!/bin/bash\necho "$*" >>"$RECORD/scontrol"\n'
 
@@ -113,12 +117,19 @@ def test_one_process_a_gpu_takes_the_gpu_of_its_number(job, tmp_path):
     ('codes', 'code', 'requeued'),
     [
         ('0 0 0 0', 0, False),
-        ('1 134 134 134', 1, False),
-        ('134 134 2 134', 2, False),
+        ('1 134s 134s 134s', 1, False),
+        ('134s 134s 2 134s', 2, False),
         ('143 143 143 143', 143, True),
-        ('134 75 134 134', 134, True),
-        ('75 75 75 75', 75, True),
-        ('134 134 134 137', 137, True),  # one killed
+        ('134s 75s 134s 134s', 134, True),
+        ('75s 75s 75s 75s', 75, True),
+        ('134s 134s 134s 137s', 137, True),  # one killed
+        # Before the first step: a hang, a lost network, one killed; a mistake and SIGTERM count.
+        ('75 75 75 75', 3, False),
+        ('134 134 134 134', 3, False),
+        ('134 137 134 134', 3, False),
+        ('134 134 2 134', 2, False),
+        ('134 143 134 134', 143, True),
+        ('134s 134 134 134', 134, True),
         ('0 0 0 127', 127, False),  # no such program
         ('0 0 139 0', 139, False),
     ],
@@ -133,7 +144,7 @@ def test_requeue_or_stop(job, tmp_path, codes, code, requeued):
 
 
 def test_requeues_have_a_bound(job, tmp_path):
-    codes = {'CODES': '134 134 134 134', 'MAX_REQUEUES': '3'}
+    codes = {'CODES': '134s 134s 134s 134s', 'MAX_REQUEUES': '3'}
     assert job('train.sbatch', SLURM_RESTART_COUNT='2', **codes).returncode == 134
     assert (tmp_path / 'scontrol').read_text() == 'requeue 4200\n'
     run = job('train.sbatch', SLURM_RESTART_COUNT='3', **codes)

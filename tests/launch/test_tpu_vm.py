@@ -149,6 +149,11 @@ def test_run_starts_all_hosts_with_the_arguments_unchanged(gcloud):
         ('READY', 'running,running 134,2', '', 2),
         ('READY', '1,134', '', 1),
         ('READY', '0,139', '', 139),
+        # No step was done, once all have ended; unless one was taken away or did a step.
+        ('READY', 'running,3 3,3', '', 3),
+        ('READY', '3,143 0,0', 'stop start', 0),
+        ('READY', '3,134 0,0', 'stop start', 0),
+        ('READY', '3,2', '', 2),
         # No answer of Google, or none of the hosts for a short time, changes nothing.
         ('DOWN DOWN READY', 'silent silent running 0,0', '', 0),
         ('READY', 'silent silent silent silent 0', 'delete create scp install start', 0),
@@ -179,8 +184,12 @@ def host(tmp_path):
     script = tmp_path / 'launch' / 'tpu_vm' / 'host.sh'
     script.parent.mkdir(parents=True)
     shutil.copy(TPU_VM / 'host.sh', script)
+    shutil.copy(ROOT / 'launch' / 'task.sh', script.parents[1])
     python = tmp_path / 'python'
-    python.write_text('#!/bin/bash\nprintf "%s\\n" "$@" "$JAX_PLATFORMS" >arguments\neval "$RUN"\n')
+    python.write_text(
+        '#!/bin/bash\nprintf "%s\\n" "${@:1:$#-1}" "$JAX_PLATFORMS" >arguments\n'
+        'did_a_step() { last=${!#}; touch "${last#*=}"; }\neval "$RUN"\n'
+    )
     python.chmod(0o755)
 
     def run(*arguments: str, program: str = 'true') -> str:
@@ -203,7 +212,7 @@ def host(tmp_path):
 def test_a_host_starts_a_run_and_tells_its_end(host, tmp_path):
     run, wait = host
     wait('none')
-    run('start', *RUN, program='echo hello; exit 75')
+    run('start', *RUN, program='echo hello; did_a_step "$@"; exit 75')
     wait('75')
     assert (tmp_path / 'arguments').read_text().splitlines() == (
         ['-m', 'alexnet_jax.main', '--distributed=tpu', *RUN, 'tpu,cpu']
@@ -211,6 +220,8 @@ def test_a_host_starts_a_run_and_tells_its_end(host, tmp_path):
     assert (tmp_path / 'run.log').read_text() == 'hello\n'
     run('start', program='true')
     wait('0')
+    run('start', program='exit 75')  # before its first step
+    wait('3')
 
 
 def test_a_host_stops_with_sigterm_and_has_one_run_at_a_time(host):
@@ -225,8 +236,8 @@ def test_a_host_stops_with_sigterm_and_has_one_run_at_a_time(host):
 
 def test_a_host_kills_what_does_not_stop(host, tmp_path):
     run, wait = host
-    run('start', program='exit 75')
-    wait('75')
+    run('start', program='exit 2')
+    wait('2')
     run('start', program='trap "" TERM; while true; do sleep 0.1; done')
     wait('running')
     time.sleep(0.3)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import termios
 import time
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,9 @@ SHAPE = (5, 4, 3)
 ITEMS = {'train': list(range(23)), 'test': list(range(100, 107))}
 # Runs a write in another process, which may be killed: EXTRA is code run at each example.
 SCRIPT = """
-import os, signal, time
+import os, signal, sys, time
 import numpy as np
+from alexnet_jax import command_line
 from alexnet_jax.preparation import records
 
 def read_example(item):
@@ -39,10 +41,11 @@ def read_example(item):
     return rng.integers(0, 256, (5, 4, 3), dtype=np.uint8), item % 3
 
 if __name__ == '__main__':
-    records.write_dataset(
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job it is ignored
+    sys.exit(command_line.run(lambda: records.write_dataset(
         {data_dir!r}, name='tiny', version='1.2.0', description='random', image_shape=(5, 4, 3),
         class_names=['a', 'b', 'c'], splits={items!r}, shards={{'train': 4, 'test': 1}},
-        read_example=read_example, workers={workers})
+        read_example=read_example, workers={workers})))
 """
 
 
@@ -260,6 +263,90 @@ def test_workers_end_with_their_parent(tmp_path):
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize(('workers', 'number'), [(1, signal.SIGTERM), (2, signal.SIGINT)])
+def test_interrupted_and_run_again(tmp_path, reference, workers, number):
+    log = tmp_path / 'log'
+    slow = f'time.sleep(0.05); open({str(log)!r}, "a").write("x")'
+    options: Any = dict(start_new_session=True, stderr=subprocess.PIPE, text=True)
+    process = in_another_process(tmp_path, tmp_path, slow, workers, **options)
+    while not log.exists() or log.stat().st_size < 16:  # with two workers, two shards of 5 and 6
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, number)  # as a terminal does, so the workers get it, too
+    _, errors = process.communicate()
+    line = f'error: stopped by {number.name}; to go on, run the same command again\n'
+    assert (process.returncode, errors) == (128 + number, line)
+    assert log.stat().st_size < 30, 'the shards that were being written were finished first'
+    directory = tmp_path / 'tiny' / '1.2.0'
+    assert not list(directory.glob('*.tmp'))
+    whole = {path: os.stat(path).st_mtime_ns for path in directory.glob('*-of-*')}
+    assert len(whole) >= 1
+    write(tmp_path)
+    assert {path: os.stat(path).st_mtime_ns for path in whole} == whole
+    assert files(directory) == files(reference)
+
+
+def killed_at_14(log, item):
+    if item == 14 and not log.exists():
+        log.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return expected(item)
+
+
+@pytest.mark.fault
+def test_a_killed_worker_ends_in_one_line_and_the_next_run_goes_on(tmp_path, reference):
+    read_example = functools.partial(killed_at_14, tmp_path / 'log')
+    with pytest.raises(UserError, match=r'^a worker process was ended .* fewer --workers$') as end:
+        write(tmp_path, read_example, workers=2)
+    one_line(end)
+    directory = tmp_path / 'tiny' / '1.2.0'
+    assert not list(directory.glob('*.tmp'))
+    write(tmp_path, read_example)
+    assert files(directory) == files(reference)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ('method', 'at', 'name'),
+    [
+        ('write_text', 0, 'recipe.json'),
+        ('write_text', 1, ''),  # the names of the classes, by tfds
+        ('replace', 0, 'tiny-train.array_record-00000-of-00004'),
+        ('replace', 6, ''),
+        ('mkdir', 1, ''),
+    ],
+)
+def test_a_full_disk_at_each_file(tmp_path, reference, monkeypatch, method, at, name):
+    calls, original = itertools.count(), getattr(type(reference), method)
+
+    def fail(path, *arguments, **options):
+        if next(calls) == at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a write names no file
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(type(reference), method, fail)
+    with pytest.raises(UserError, match='No space left on device') as caught:
+        write(tmp_path)
+    directory = tmp_path / 'tiny' / '1.2.0'
+    assert one_line(caught).startswith(f'cannot write {directory / name} (')
+    assert not list(directory.glob('*.tmp'))
+    monkeypatch.undo()
+    write(tmp_path)
+    assert files(directory) == files(reference)
+
+
+@pytest.mark.fault
+def test_what_a_kill_left_is_removed(tmp_path, reference):
+    directory = write(tmp_path)
+    (directory / 'features.json').unlink()
+    (directory / 'report.json.123.tmp').touch()
+    (directory / 'metadata.tmp').mkdir()
+    (directory / 'metadata.tmp' / 'features.json').touch()
+    write(tmp_path)
+    assert files(directory) == files(reference)
+
+
+@pytest.mark.fault
 def test_full_disk(tmp_path):
     script = f"""
 import resource
@@ -320,6 +407,63 @@ def test_files_of_others_are_refused(tmp_path, reference, left):
     with pytest.raises(UserError, match='was made with other settings') as caught:
         write(tmp_path)
     assert str(directory) in one_line(caught)
+
+
+def test_a_recipe_cut_short_is_another_one(tmp_path):
+    directory = write(tmp_path)
+    (directory / 'recipe.json').write_text('{"name": "ti')
+    with pytest.raises(UserError, match=r"name is None there and 'tiny/1\.2\.0' here"):
+        write(tmp_path)
+
+
+# Blanks, separators, controls and formats.
+SPECIAL = [
+    c
+    for c in map(chr, range(0x3100))
+    if c.isspace() or unicodedata.category(c) in ('Cc', 'Cf', 'Zl', 'Zp', 'Zs')
+]
+
+
+def test_class_names_are_those_that_tfds_reads_or_are_refused(tmp_path):
+    names = [''] + [form.format(c) for c in SPECIAL for form in ('{}', '{}x', 'x{}', 'x{}y')]
+    refused = set()
+    for name in names:
+        tfds.features.ClassLabel(names=[name]).save_metadata(tmp_path, 'label')
+        label = tfds.features.ClassLabel(num_classes=1)
+        with contextlib.suppress(ValueError):
+            label.load_metadata(tmp_path, 'label')
+        if label.names == [name]:
+            records.check_class_names([name])
+        else:
+            with pytest.raises(UserError) as caught:
+                records.check_class_names([name])
+            assert repr(name)[1:-1] in one_line(caught) or ascii(name) in one_line(caught)
+            refused.add(name)
+    assert {'', 'x\ny', 'x\ry', ' x', 'x\t', '\u2028x', '\xa0'} <= refused
+    assert not {'x y', 'x\u2028y', 'x\x85y', 'x\u200b'} & refused
+
+
+@pytest.mark.parametrize(
+    ('names', 'words'),
+    [
+        (['a', 'caf\xe9', 'cafe\u0301'], r"'cafe\\u0301' .* same text as .* class 'caf\\xe9'"),
+        (['a', '\u212a', 'K'], r"'K' .* same text as that of the class '\\u212a'"),  # the Kelvin
+        (['a', 'a', 'b'], "'a' .* same text as that of the class 'a'"),
+        (['a', 'b\udcff', 'c'], r"'b\\udcff' .* is not UTF-8"),
+        (['a', 'b\nc', 'd'], r"'b\\nc' .* has a line break; rename its folder"),
+    ],
+)
+def test_names_that_are_one_class_for_a_reader_are_refused_first(tmp_path, names, words):
+    with pytest.raises(UserError, match=words) as caught:
+        write(tmp_path, pytest.fail, class_names=names)
+    one_line(caught)
+    assert not list(tmp_path.iterdir())
+
+
+def test_odd_class_names_are_read_back(tmp_path):
+    names = ['#1', 'x\u2028y', "it's, 50%\t{}", 'caf\xe9', '\uff21', 'A', '\u65e5']
+    info = tfds.builder_from_directory(write(tmp_path, class_names=names)).info
+    assert info.features['label'].names == names
 
 
 def bad_example(image, label, item):

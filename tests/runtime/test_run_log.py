@@ -1,5 +1,7 @@
 """metrics.jsonl, TensorBoard files and the console line of a run."""
 
+import contextlib
+import errno
 import json
 import struct
 import subprocess
@@ -182,3 +184,98 @@ def test_a_run_that_was_started_twice_began_from_what_the_second_start_says():
     assert run_log.initial_data([*rows, {'event': 'resumed'}]) == 'b/1'
     assert run_log.initial_data([{'event': 'started'}]) == ''
     assert run_log.initial_data([]) == ''
+
+
+FULL = '/dev/full'  # writing there fails as on a full disk
+
+
+def _fill_the_disk(log):
+    log._file.close()
+    log._path, log._file = epath.Path(FULL), open(FULL, 'a')  # noqa: SIM115
+
+
+@pytest.mark.fault
+def test_a_row_that_cannot_be_written_ends_the_run_in_one_line(tmp_path, caplog):
+    with pytest.raises(UserError) as error, _open(tmp_path) as log:
+        _fill_the_disk(log)
+        log.event(0, 0.0, 'started')
+    assert str(error.value) == (
+        'cannot write a row to /dev/full (No space left on device); free some space there, '
+        'then run the same command again'
+    )
+    assert caplog.messages == [str(error.value)]  # the same again when the file is closed
+
+
+@pytest.mark.fault
+def test_a_log_that_cannot_be_closed_is_one_line(tmp_path):
+    with pytest.raises(UserError, match='No space left on device'), _open(tmp_path) as log:
+        _fill_the_disk(log)
+        log._file.write('what is still in the buffer')
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize('replaced', [False, True])
+def test_a_log_that_is_deleted_or_replaced_under_the_run(tmp_path, replaced):
+    words = r'cannot write a row to .*deleted, renamed or unmounted'
+    with pytest.raises(UserError, match=words), _open(tmp_path) as log:
+        log.event(0, 0.0, 'started')
+        (tmp_path / 'metrics.jsonl').unlink()
+        if replaced:
+            (tmp_path / 'metrics.jsonl').write_text('')
+        log.event(1, 0.0, 'stopped')
+
+
+@pytest.mark.fault
+def test_a_log_that_cannot_be_cut_is_whole_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    with _open(tmp_path) as log:
+        log.train(1, 0.1, TRAIN, batch_size=16)
+    before = (tmp_path / 'metrics.jsonl').read_bytes()
+
+    def fail(self, target):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), 'replace', fail)
+    with pytest.raises(UserError, match=r'metrics.jsonl .No space left'):
+        _open(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['metrics.jsonl']
+    assert (tmp_path / 'metrics.jsonl').read_bytes() == before
+
+
+@pytest.mark.fault
+def test_tensorboard_on_a_full_disk_is_one_warning(tmp_path, caplog):
+    with _open(tmp_path, tensorboard=True) as log:
+        log._board._writer._py_recordio_writer._writer.close()
+        full = open(FULL, 'wb')  # noqa: SIM115
+        log._board._writer._py_recordio_writer._writer = full
+        for step in range(1, 40):  # SummaryWriter's queue holds ten, and then waits for ever
+            log.train(step, 0.1, TRAIN, batch_size=16)
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == 'WARNING']
+    assert warnings == ['TensorBoard is given up: [Errno 28] No space left on device']
+    assert [row['step'] for row in _rows(tmp_path)] == list(range(1, 40))
+    with contextlib.suppress(OSError):
+        full.close()
+
+
+@pytest.mark.fault
+def test_tensorboard_without_its_directory_is_one_warning(tmp_path, caplog):
+    (tmp_path / 'tensorboard').write_text('a file')
+    with _open(tmp_path, tensorboard=True) as log:
+        log.train(1, 0.1, TRAIN, batch_size=16)
+    assert [r.getMessage() for r in caplog.records if r.levelname == 'WARNING'] == [
+        f"TensorBoard is given up: [Errno 17] File exists: '{tmp_path}/tensorboard'"
+    ]
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize('fails', ['start_trace', 'stop_trace'])
+def test_a_profile_that_fails_is_one_warning(tmp_path, monkeypatch, caplog, fails):
+    def fail(*arguments):
+        raise RuntimeError('no space\nand more')
+
+    monkeypatch.setattr(run_log.jax.profiler, 'start_trace', lambda directory: None)
+    monkeypatch.setattr(run_log.jax.profiler, 'stop_trace', lambda: None)
+    monkeypatch.setattr(run_log.jax.profiler, fails, fail)
+    with _open(tmp_path, profile_steps=(3, 5)) as log:
+        for step in range(8):
+            log.advance(step, None)
+    assert caplog.messages == ['the profile is given up: no space']

@@ -102,3 +102,34 @@ def test_object_stores_are_refused_by_the_name_of_the_field(field, store):
     with pytest.raises(UserError) as error:
         config_lib.load(TINY, [f'--config.{field}={value}'])
     assert one_line(error).startswith(f'config.{field} = ')
+
+
+def test_a_path_that_some_library_would_misread_is_refused(monkeypatch, tmp_path):
+    for path, words in {
+        '/s3/run': r'--workdir: /s3/run is read as s3://run; use another name than /s3',
+        '/gs/a/../b': r'--workdir: /gs/b is read as gs://b; use another',
+        'runs/\udcff': r'is not UTF-8; choose another name',
+        'a/' * 2000: r'--workdir: a path may have 3800 bytes at most',
+    }.items():
+        with pytest.raises(UserError, match=words) as error:
+            storage.resolve(path, '--workdir')
+        assert '\n' not in str(error.value)
+        str(error.value).encode()
+    for path in ('/s3x/run', '/mnt/s3/run', 's3/run', 'lr[0.1]', 'a\\b', 'file:x', 'é', 'x/'):
+        assert storage.resolve(path, '--workdir') == epath.Path(path)
+    with pytest.raises(UserError, match=r'init_from = .* must be a path in the file system'):
+        config_lib.load(TINY, ['--config.training.init_from=runs/\udcff'])
+
+
+def test_the_cause_of_a_failed_write_is_named_whoever_raises_it():
+    raised = {
+        OSError(122, 'Disk quota exceeded'): ('Disk quota exceeded', 'free some of your quota'),
+        ValueError("DATA_LOSS: x\ny [os_error_code='5']"): ('Input/output error', 'have the disk'),
+        TimeoutError(): ('TimeoutError', 'look for the cause there'),
+        RuntimeError('one\ntwo'): ('one', 'look for the cause there'),
+    }
+    for error, (cause, remedy) in raised.items():
+        line = str(storage.unwritten('a row', '/x', error))
+        assert line.startswith(f'cannot write a row to /x ({cause}); {remedy}')
+        assert line.endswith(', then run the same command again')
+        assert '\n' not in line

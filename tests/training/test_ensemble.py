@@ -215,22 +215,14 @@ def test_what_is_no_ensemble_is_one_line(runs, change, words):
 def test_another_data_set_is_refused(runs, monkeypatch):
     config = _config(runs / 'data')
     config.evaluation.ensemble = (str(runs / '0'),)
-    read = ensemble.read_only
+    read = ensemble.read
 
-    def other(*arguments):
-        manager = read(*arguments)
-        checkpoints, step, meta = manager.__enter__()
-        monkeypatch.setitem(meta['data'], 'train_name', 'flowers/1.0.0')
+    def other(place, which, use):
+        return read(place, which, lambda c, step, meta: use(c, step, _of_flowers(meta)))
 
-        class Same:
-            def __enter__(self):
-                return checkpoints, step, meta
+    def _of_flowers(meta):
+        return {**meta, 'data': {**meta['data'], 'train_name': 'flowers/1.0.0'}}
 
-            def __exit__(self, *error):
-                manager.__exit__(*error)
-
-        return Same()
-
-    monkeypatch.setattr(ensemble, 'read_only', other)
+    monkeypatch.setattr(ensemble, 'read', other)
     with pytest.raises(UserError, match=r'was trained on flowers/1\.0\.0, not digits/1\.0\.0'):
         ensemble.evaluate_ensemble(typed(config))

@@ -52,6 +52,7 @@ WHY_NOT = {
     **{f'data.{name}': _SPEED for name in ('read_threads', 'prefetch_batches')},
     'training.log_every_steps': 'what is written down: tests/training/test_loop.py',
     'training.watchdog_s': 'when a run that hangs is ended: tests/training',
+    'training.watchdog_slow_s': 'the same',
     'training.init_from': 'read before the first step, from a checkpoint: tests/training',
     'training.compilation_cache_dir': 'where compiled programs are kept',
 }

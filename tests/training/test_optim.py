@@ -1,5 +1,6 @@
 """The update rule and the schedules against plain Python loops, optax.sgd and torch.optim.SGD."""
 
+import dataclasses
 import typing
 
 import jax
@@ -11,7 +12,8 @@ import torch
 from flax import serialization
 
 from alexnet_jax.runtime.config import make
-from alexnet_jax.training.optim import OptimConfig, make_optimizer
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.optim import OptimConfig, make_optimizer, require_no_rise
 from alexnet_jax.training.plan import Plan
 from configs import alexnet
 
@@ -20,11 +22,15 @@ RATE, MOMENTUM, DECAY = 0.01, 0.9, 0.0005  # Paper 5
 STEPS, DROP = 30, 12
 
 
-def optimizer(**fields):
-    """Return the optimizer of configs/alexnet.py with some fields changed."""
+def section(**fields):
+    """Return the section `optim` of configs/alexnet.py with some fields changed."""
     config = alexnet.get_config().optim
     config.update(fields)
-    return make_optimizer(make(OptimConfig, config.to_dict()), PLAN)
+    return make(OptimConfig, config.to_dict())
+
+
+def optimizer(**fields):
+    return make_optimizer(section(**fields), PLAN)
 
 
 # The update rule, on a quadratic whose gradients depend on the weights.
@@ -213,6 +219,82 @@ def test_a_resumed_run_may_lower_the_patience():
     assert float(state.scale) == 1.0
     state = optimizer(**fields, plateau_patience=2).after_evaluation(state, 0.5)
     assert float(state.scale) == pytest.approx(0.1)
+
+
+def dropped(ours, drops):
+    """Return the plateau rule's state after so many drops, with patience 1."""
+    return follow(ours, [0.5] * (drops + 1))[1]
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'plateau_max_drops': 1},
+        {'plateau_max_drops': 0},
+        {'drop_factor': 0.5},
+        {'drop_factor': 0.9, 'plateau_max_drops': 1},
+        {'plateau_patience': 3},
+        {'plateau_min_delta': 0.2},
+    ],
+)
+def test_no_change_of_the_plateau_rule_raises_the_rate(changes):
+    fields = {'schedule': 'plateau', 'plateau_patience': 1, 'plateau_min_delta': 0.01}
+    before = optimizer(**fields)
+    state = dropped(before, 2)
+    lowest = float(before.learning_rate(jnp.int32(0), state))
+    assert lowest == pytest.approx(RATE / 100)
+    rates_after, _ = follow(
+        optimizer(**{**fields, **changes}), [0.5, 0.4, 0.1, 0.5, 0.5, 0.5], state
+    )
+    assert np.all(np.diff([lowest, *rates_after]) <= 0)
+
+
+def resume(before, drops=0, step=30, **changes):
+    """Resume a run at a step with other fields."""
+    fields = {'drop_factor': 0.1, 'schedule': 'steps', 'milestone_epochs': (1.0, 2.0), **before}
+    saved = section(**fields)
+    state = dropped(optimizer(**fields), drops)
+    now = section(**{**fields, **changes})
+    require_no_rise(dataclasses.asdict(saved), now, PLAN, step, state)
+
+
+PLATEAU = {'schedule': 'plateau', 'plateau_patience': 1, 'milestone_epochs': ()}
+
+
+@pytest.mark.parametrize(
+    ('before', 'drops', 'changes', 'words'),
+    [
+        ({}, 0, {'drop_factor': 0.5}, 'drop_factor = 0.5, which was 0.1, would raise'),
+        ({}, 0, {'milestone_epochs': (1.0, 9.0)}, r'milestone_epochs = \(1.0, 9.0\), which was'),
+        ({}, 0, {'schedule': 'constant'}, "schedule = 'constant', which was 'steps', would raise"),
+        (PLATEAU, 2, {'schedule': 'constant'}, "schedule = 'constant', which was 'plateau', would"),
+        ({}, 0, PLATEAU, "schedule = 'plateau', which was 'steps', would raise"),
+    ],
+)
+def test_a_resume_that_would_raise_the_rate_is_refused(before, drops, changes, words):
+    with pytest.raises(UserError, match=words) as error:
+        resume(before, drops, **changes)
+    assert '\n' not in str(error.value)
+    resume(before, drops, **changes, learning_rate=RATE / 50)  # the user sets the rate
+    resume(before, drops, **changes, events=((2.0, 'all', RATE),))
+
+
+@pytest.mark.parametrize(
+    ('before', 'drops', 'changes'),
+    [
+        ({}, 0, {}),
+        ({}, 0, {'drop_factor': 0.05}),
+        ({}, 0, {'milestone_epochs': (1.0, 2.0, 3.0)}),
+        ({}, 0, {'warmup_epochs': 0.5}),
+        ({'warmup_epochs': 9.0}, 0, {'warmup_epochs': 0.0}),
+        (PLATEAU, 2, {'plateau_max_drops': 1}),
+        (PLATEAU, 2, {'drop_factor': 0.5}),
+        (PLATEAU, 0, {'schedule': 'constant'}),
+        ({}, 0, {'weight_decay': 0.1}),
+    ],
+)
+def test_any_other_change_of_the_schedule_is_taken(before, drops, changes):
+    resume(before, drops, **changes)
 
 
 def test_another_schedule_is_not_scaled_by_the_plateau_rule_before_it():
