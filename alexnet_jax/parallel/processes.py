@@ -246,8 +246,8 @@ def bytes_from_first(
     """Call `make(progress)` in process 0, and return its bytes in every process.
 
     This may take hours: whenever `make` calls `progress`, `note_progress` is called in process 0
-    and, at least every ten seconds, in the processes that wait. A UserError or an error of the system
-    in process 0 is raised as a UserError in every process.
+    and, at least every ten seconds, in the processes that wait. A UserError or an error of the
+    system in process 0 is raised as a UserError in every process.
     """
     if jax.process_count() == 1:
         return make(note_progress)
