@@ -124,7 +124,7 @@ def unwritten(what: object, error: BaseException) -> UserError:
     found = _OF_TENSORSTORE.search(str(error))
     number = int(found[1]) if found else getattr(error, 'errno', None)
     cause = os.strerror(number) if number else first_line(error) or type(error).__name__
-    remedy = _WHY.get(number or 0, 'mend that')
+    remedy = _WHY.get(number or 0, 'look for the cause there')
     return UserError(f'cannot write {what} ({cause}); {remedy}, then run the same command again')
 
 

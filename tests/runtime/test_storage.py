@@ -129,7 +129,7 @@ def test_the_cause_of_a_failed_write_is_named_whoever_raises_it():
         RuntimeError('one\ntwo'): ('one', 'look for the cause there'),
     }
     for error, (cause, remedy) in raised.items():
-        line = str(storage.unwritten('a row', '/x', error))
+        line = str(storage.unwritten('a row to /x', error))
         assert line.startswith(f'cannot write a row to /x ({cause}); {remedy}')
         assert line.endswith(', then run the same command again')
         assert '\n' not in line

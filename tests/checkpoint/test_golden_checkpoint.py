@@ -24,7 +24,8 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'checkpoint-0.1.0'
 STEP = 2
 HOW = (
     'a checkpoint of a past release must load. If what it means has changed on purpose, say so in '
-    'CHANGELOG.md, keep it, and add one of this release: python -m tests.checkpoint.test_golden'
+    'CHANGELOG.md, keep it, and add one of this release: '
+    'python -m tests.checkpoint.test_golden_checkpoint'
 )
 
 
