@@ -75,8 +75,9 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _set_up(config: Config) -> None:
     """Set up JAX's devices, memory, dtypes and compilation cache as the configuration says."""
-    # Orbax logs every save, and with its stack each error that it raises.
+    # Orbax logs every save, and asyncio and it log each error, which Orbax raises as well.
     absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
     mesh.select_platform(config.parallel.cpu_devices)
     memory.keep()
     if cache := config.training.compilation_cache_dir:
@@ -106,3 +107,6 @@ def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
         processes.leave(130)
     except Exception as error:
         processes.end_all(user_error(error) or error)
+    finally:  # where the caller lives on, its standard error may not
+        console.removeHandler(handler)
+        console.propagate = True

@@ -1,7 +1,6 @@
 """The command line: what is printed, where files go, and one line for each mistake."""
 
 import json
-import logging
 import os
 import re
 import subprocess
@@ -21,7 +20,6 @@ def command(monkeypatch, capsys, tmp_path):
     """Run the command in this process; return (exit code, standard output, standard error)."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'data'))
-    handlers = list(logging.getLogger('alexnet_jax').handlers)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as end:
@@ -29,8 +27,7 @@ def command(monkeypatch, capsys, tmp_path):
         printed = capsys.readouterr()
         return int(end.value.code or 0), printed.out, printed.err
 
-    yield run
-    logging.getLogger('alexnet_jax').handlers = handlers
+    return run
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,15 @@ def test_a_closed_output_is_like_none(monkeypatch):
     print_error('x')  # finds a stream
 
 
-def test_a_signal_ends_a_command_with_its_code(capsys):
+@pytest.fixture
+def heed_ctrl_c():
+    """Let SIGINT interrupt, also where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_ends_a_command_with_its_code(capsys, heed_ctrl_c):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     for number in (signal.SIGINT, signal.SIGTERM):
         assert command_line.run(lambda number=number: signal.raise_signal(number)) == 128 + number
@@ -113,7 +121,7 @@ command_line.run(command)
 """
 
 
-def test_a_second_signal_ends_a_command_that_cleans_up():
+def test_a_second_signal_ends_a_command_that_cleans_up(heed_ctrl_c):
     done = subprocess.run([sys.executable, '-c', TWO_SIGNALS], cwd=ROOT, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGTERM, b'', b'')
 
