@@ -7,7 +7,8 @@
         [--coordinator_address=HOST:PORT --num_processes=N --process_id=I]
 
 Exit codes: 0 success, 1 a bug (traceback), 2 an error that you can mend (one line), 75 ended by the
-watchdog, 134 another process was lost, 143 saved and ended on SIGTERM, 130 on Ctrl-C.
+watchdog, 134 another process was lost, 141 the reader of standard output has left, 143 ended on
+SIGTERM and 130 on Ctrl-C, both after a save if the training had begun.
 """
 
 from alexnet_jax.runtime import beginning
