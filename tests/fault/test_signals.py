@@ -14,6 +14,21 @@ ARGUMENTS = (
     '--config.optim.schedule=constant',
     '--config.checkpoint.save_every_steps=20',
 )
+# A run whose first step takes long in a function that, as XLA's compiler, no signal interrupts.
+PROGRAM = """
+from alexnet_jax.runtime import beginning
+beginning.prepare_process()
+import hashlib
+from alexnet_jax import main
+from alexnet_jax.training import guard
+expect = guard.expect
+def long(what, **how):
+    expect(what, **how)
+    if what == 'step 1':
+        hashlib.pbkdf2_hmac('sha256', b'', b'', {iterations})
+guard.expect = long
+main.main()
+"""
 
 
 @pytest.fixture(scope='module')
@@ -32,12 +47,9 @@ def _stopped(workdir) -> int:
 
 def test_while_the_first_step_compiles(tmp_path, data_dir):
     workdir = tmp_path / 'run'
-    process = single.start(
-        workdir, data_dir, *ARGUMENTS, '--config.training.compilation_cache_dir='
-    )
+    program = PROGRAM.format(iterations=20_000_000)  # several seconds
+    process = single.start(workdir, data_dir, *ARGUMENTS, program=program)
     single.wait_for(process, lambda: single.rows(workdir))  # the event `started`
-    time.sleep(0.5)
-    assert not single.losses(workdir), 'it compiles'
     process.send_signal(signal.SIGTERM)
     code, _, err = single.finish(process)
     assert code == 143, err
@@ -56,11 +68,10 @@ def test_while_a_step_is_saved(tmp_path, data_dir):
 
 
 def test_the_second_one_ends_the_run_at_once(tmp_path, data_dir):
-    """The first does not get to its save: the process is kept from it by a long compilation."""
+    """The first does not get to its save: the process is kept from it."""
     workdir = tmp_path / 'run'
-    process = single.start(
-        workdir, data_dir, *ARGUMENTS, '--config.training.compilation_cache_dir='
-    )
+    program = PROGRAM.format(iterations=2_000_000_000)  # longer than `finish` waits
+    process = single.start(workdir, data_dir, *ARGUMENTS, program=program)
     single.wait_for(process, lambda: single.rows(workdir))
     for _ in range(2):
         process.send_signal(signal.SIGTERM)
