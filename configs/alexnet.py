@@ -130,6 +130,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment = {
         'crop_px': 224,  # Paper 4.1
         'random_crop': True,  # in training; False: the centre
+        # (least, largest): random crops of such a share of the image's area and of 3/4 to 4/3
+        # of width to height, resized to crop_px (Szegedy, 2015), not the paper's. (): no resizing.
+        'resized_crop_area': (),
         'mirror': True,  # in training and in ten views
         'images_per_crop': 1,  # consecutive images share crop and mirror; 2012 source: 32
         # What to subtract of the training set's mean image: 'at_crop', its pixels at the position
@@ -140,6 +143,11 @@ def get_config() -> ml_collections.ConfigDict:
         'colour_std': 0.1,  # PCA colour noise, Paper 4.1; 0: none
         'colour_divisor': 1.0,  # divides training images with colour noise; 2012 source: 1.1
         'colour_epochs': 0.0,  # number of epochs, from the start, with colour noise; 0: all
+        # Random factors from 1 - x to 1 + x for the brightness, the contrast and the saturation of
+        # training images, from today's recipes, not the paper. 0: none.
+        'brightness': 0.0,
+        'contrast': 0.0,
+        'saturation': 0.0,
         'rotation_degrees': 0.0,  # largest random rotation, from popular articles, not the paper
     }
     config.optim = {  # Paper 5
@@ -149,6 +157,7 @@ def get_config() -> ml_collections.ConfigDict:
         'momentum': 0.9,
         'weight_decay': 0.0005,
         'rate_inside_velocity': True,  # Paper 5; False: as in optax.sgd and PyTorch
+        'nesterov': False,  # True: Nesterov's momentum, not the paper's
         'lars_trust_coefficient': 0.0,  # LARS (You 2017), for example 0.001; 0: none
         # Multipliers of the rate and of the weight decay, for a layer, for all kernels or biases,
         # or for one parameter: (('bias', 2.0),) or (('conv1', 0.1), ('fc8.bias', 0.0)). If several
@@ -157,7 +166,8 @@ def get_config() -> ml_collections.ConfigDict:
         # 2012 source: (('bias', 0.0),); Paper 5 decays every parameter.
         'weight_decay_multipliers': (),
         # DEVIATION: learning-rate drops by rule - the author divided the rate by 10 by hand when
-        # the validation error stopped improving; here a rule does: 'plateau', 'steps' or 'constant'
+        # the validation error stopped improving; here a rule does: 'plateau', 'steps', 'constant',
+        # or, not the paper's, 'cosine' from the end of the warm-up to 0 at the end of the run
         'schedule': 'plateau',
         'drop_factor': 0.1,
         'milestone_epochs': (),  # for 'steps': the epochs of the drops
@@ -171,6 +181,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.training = {
         'batch_size': 128,  # Paper 5; of all devices together
         'accumulation_steps': 1,  # N: divide a batch into N parts, one after the other, for memory
+        # This share of each label is spread evenly over all classes, in the loss of the training
+        # (Szegedy, 2016), not the paper's. 0: none.
+        'label_smoothing': 0.0,
         'total_epochs': 90.0,  # Paper 5
         'total_steps': 0,  # if above 0, this replaces total_epochs
         'log_every_steps': 100,

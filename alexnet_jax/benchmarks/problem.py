@@ -65,7 +65,15 @@ def without_chance(config: Config) -> Config:
         config,
         model=dataclasses.replace(config.model, dropout=0.0),
         augment=dataclasses.replace(
-            config.augment, random_crop=False, mirror=False, colour_std=0.0, rotation_degrees=0.0
+            config.augment,
+            random_crop=False,
+            resized_crop_area=(),
+            mirror=False,
+            colour_std=0.0,
+            brightness=0.0,
+            contrast=0.0,
+            saturation=0.0,
+            rotation_degrees=0.0,
         ),
     )
 

@@ -7,6 +7,8 @@ the mesh nor the number of hosts changes an image.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +17,29 @@ from jax.scipy.ndimage import map_coordinates
 
 from alexnet_jax.input.batch import Statistics
 from alexnet_jax.runtime.config import (
+    Rule,
     Section,
     above_zero,
     boolean,
     field,
     integer,
+    is_number,
     number,
     one_of,
+)
+from alexnet_jax.runtime.errors import UserError
+
+_RATIO = (3 / 4, 4 / 3)  # least and largest width / height of a resized crop (Szegedy, 2015)
+_TRIES = 10  # draws of a resized crop; most fit into the image
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(is_number, value))
+
+
+_area = Rule(
+    lambda v: v == () or (_is_pair(v) and 0 < v[0] <= v[1] <= 1),
+    '(), or the least and the largest share of the area, such as (0.08, 1.0)',
 )
 
 
@@ -31,6 +49,7 @@ class AugmentConfig(Section):
 
     crop_px: int = field(integer(1))
     random_crop: bool = field(boolean)
+    resized_crop_area: tuple[float, ...] = field(_area, off=())
     mirror: bool = field(boolean)
     images_per_crop: int = field(integer(1))
     mean: str = field(one_of('at_crop', 'centre', 'channels'))
@@ -38,7 +57,18 @@ class AugmentConfig(Section):
     colour_std: float = field(number(0.0))
     colour_divisor: float = field(above_zero)
     colour_epochs: float = field(number(0.0))
+    brightness: float = field(number(0.0), off=0.0)
+    contrast: float = field(number(0.0), off=0.0)
+    saturation: float = field(number(0.0), off=0.0)
     rotation_degrees: float = field(number(0.0))
+
+    def check(self) -> None:
+        """Raise UserError for random sizes of a crop that is not random."""
+        if self.resized_crop_area and not self.random_crop:
+            raise UserError(
+                f'config.augment.resized_crop_area = {self.resized_crop_area} is for random crops, '
+                'but random_crop = False; set random_crop=True or resized_crop_area=()'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +118,20 @@ class Augment:
         group_key = jax.random.fold_in(key, row // self.config.images_per_crop)
         crop_key, mirror_key, _ = jax.random.split(group_key, 3)
         _, _, colour_key = jax.random.split(jax.random.fold_in(key, row), 3)
-        spare = jnp.asarray(image.shape[:2], jnp.int32) - self.config.crop_px
-        corner = spare // 2
-        if self.config.random_crop:
-            corner = jax.random.randint(crop_key, (2,), 0, spare + 1, jnp.int32)
+        if self.config.resized_crop_area:
+            box = resized_crop_box(crop_key, image.shape[:2], self.config.resized_crop_area)
+            take = functools.partial(
+                resized_crop, box=box, size=self.config.crop_px, dtype=statistics.mean_image.dtype
+            )
+        else:
+            spare = jnp.asarray(image.shape[:2], jnp.int32) - self.config.crop_px
+            corner = spare // 2
+            if self.config.random_crop:
+                corner = jax.random.randint(crop_key, (2,), 0, spare + 1, jnp.int32)
+            take = functools.partial(self._cut, corner=corner)
         mirror = jax.random.bernoulli(mirror_key) if self.config.mirror else jnp.zeros((), bool)
-        crop = self._crop(image, statistics, corner, mirror)
+        jitter = functools.partial(self._jitter, key=jax.random.fold_in(colour_key, 1))
+        crop = self._crop(image, statistics, take, mirror, jitter)
         if self.config.rotation_degrees > 0:
             turn = jax.random.uniform(
                 jax.random.fold_in(colour_key, 0), (), crop.dtype, minval=-1.0, maxval=1.0
@@ -106,15 +144,39 @@ class Augment:
             crop = jnp.where(coloured_now, coloured, crop) if self.colour_steps else coloured
         return crop / self.config.pixel_divisor
 
-    def _crop(
-        self, image: jax.Array, statistics: Statistics, corner: jax.Array, mirror: jax.Array
-    ) -> jax.Array:
-        """Crop the image at a corner (y, x), cast it to float, subtract the mean and mirror it."""
+    def _cut(self, image: jax.Array, corner: jax.Array) -> jax.Array:
+        """Cut the crop at a corner (y, x) out of an image [H, W, C]."""
         size = (self.config.crop_px, self.config.crop_px, image.shape[-1])
-        mean, start = statistics.mean_image, (*corner, jnp.zeros_like(corner[0]))
-        crop = lax.dynamic_slice(image, start, size).astype(mean.dtype)
+        return lax.dynamic_slice(image, (*corner, jnp.zeros_like(corner[0])), size)
+
+    def _jitter(self, crop: jax.Array, key: jax.Array) -> jax.Array:
+        """Change brightness, contrast and saturation at random, in this order."""
+        changes = {
+            change_brightness: self.config.brightness,
+            change_contrast: self.config.contrast,
+            change_saturation: self.config.saturation,
+        }
+        for index, (change, most) in enumerate(changes.items()):
+            if most > 0:
+                own = jax.random.fold_in(key, index)
+                low, high = max(0.0, 1 - most), 1 + most
+                factor = jax.random.uniform(own, (), crop.dtype, minval=low, maxval=high)
+                crop = change(crop, factor)
+        return crop
+
+    def _crop(
+        self,
+        image: jax.Array,
+        statistics: Statistics,
+        take: Callable[[jax.Array], jax.Array],
+        mirror: jax.Array,
+        jitter: Callable[[jax.Array], jax.Array] = lambda crop: crop,
+    ) -> jax.Array:
+        """Take a float crop of the image, change its colours, subtract the mean and mirror it."""
+        mean = statistics.mean_image
+        crop = jitter(take(image).astype(mean.dtype))
         if self.config.mean == 'at_crop':
-            crop = crop - lax.dynamic_slice(mean, start, size)
+            crop = crop - take(mean)
         elif self.config.mean == 'channels':
             crop = crop - jnp.mean(mean, axis=(0, 1), keepdims=True)
         crop = jnp.where(mirror, crop[:, ::-1], crop)
@@ -142,8 +204,82 @@ class Augment:
         self, images: jax.Array, statistics: Statistics, corner: jax.Array, mirror: jax.Array
     ) -> jax.Array:
         """Return one view of each image: uint8 [n, H, W, C] -> float [n, crop_px, crop_px, C]."""
-        crops = jax.vmap(lambda image: self._crop(image, statistics, corner, mirror))(images)
+        take = functools.partial(self._cut, corner=corner)
+        crops = jax.vmap(lambda image: self._crop(image, statistics, take, mirror))(images)
         return crops / self.config.pixel_divisor
+
+
+def resized_crop_box(
+    key: jax.Array, shape: tuple[int, ...], area: tuple[float, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Draw the box of a resized crop, as torchvision's RandomResizedCrop does.
+
+    Args:
+      key: typed key.
+      shape: (height, width) of the image.
+      area: the least and the largest share of the image's area; the share is uniform between them,
+        and the logarithm of width / height is uniform from 3/4 to 4/3.
+
+    Returns:
+      (top, left, height, width) in whole pixels, int32 scalars. A box that does not fit into the
+      image is drawn again; after ten draws it is the whole image, cut to the nearest such ratio.
+    """
+    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    height, width = shape
+    share = jax.random.uniform(area_key, (_TRIES,), minval=area[0], maxval=area[1])
+    low, high = map(math.log, _RATIO)
+    root = jnp.exp(jax.random.uniform(ratio_key, (_TRIES,), minval=low, maxval=high) / 2)
+    side = jnp.sqrt(share * (height * width))
+    sides = jnp.round(jnp.stack([side / root, side * root], axis=-1)).astype(jnp.int32)
+    limits = jnp.asarray(shape, jnp.int32)
+    fits = jnp.all((sides >= 1) & (sides <= limits[None]), axis=-1)
+    whole = jnp.asarray(
+        [min(height, round(width / _RATIO[0])), min(width, round(height * _RATIO[1]))], jnp.int32
+    )
+    chosen = jnp.where(jnp.any(fits), sides[jnp.argmax(fits)], whole)
+    corner = jax.random.randint(place_key, (2,), 0, limits - chosen + 1, jnp.int32)
+    corner = jnp.where(jnp.any(fits), corner, (limits - whole) // 2)
+    return corner[0], corner[1], chosen[0], chosen[1]
+
+
+def resized_crop(
+    image: jax.Array, box: tuple[jax.Array, ...], size: int, dtype: jax.typing.DTypeLike
+) -> jax.Array:
+    """Resize the box (top, left, height, width) of an image [H, W, C] to [size, size, C].
+
+    The interpolation is bilinear, with a wider window where it reduces, so that nothing aliases. At
+    the box's edges it reads the pixels of the image beside the box.
+    """
+    corner, sides = jnp.stack(box[:2]).astype(dtype), jnp.stack(box[2:]).astype(dtype)
+    scale = size / sides
+    return jax.image.scale_and_translate(
+        image.astype(dtype), (size, size, image.shape[-1]), (0, 1), scale, -corner * scale, 'linear'
+    )
+
+
+def change_brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
+    """Multiply the pixels [H, W, C] of 0 to 255; they stay in that range."""
+    return jnp.clip(image * factor, 0, 255)
+
+
+def change_contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
+    """Multiply the pixels' differences from the image's mean grey; they stay within 0 to 255."""
+    mean = jnp.mean(_grey(image))
+    return jnp.clip(mean + (image - mean) * factor, 0, 255)
+
+
+def change_saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
+    """Multiply the differences from each pixel's own grey; the pixels stay within 0 to 255."""
+    grey = _grey(image)
+    return jnp.clip(grey + (image - grey) * factor, 0, 255)
+
+
+def _grey(image: jax.Array) -> jax.Array:
+    """Return the grey [H, W, 1] of an image: for three channels the luma of ITU-R BT.601."""
+    if image.shape[-1] != 3:
+        return jnp.mean(image, axis=-1, keepdims=True)
+    red, green, blue = (image[..., i : i + 1] for i in range(3))
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def rotate(image: jax.Array, angle: jax.Array) -> jax.Array:

@@ -138,6 +138,7 @@ class Experiment:
             param_specs=self.specs.params,
             seed=self.config.seed,
             accumulation_steps=self.config.training.accumulation_steps,
+            label_smoothing=self.config.training.label_smoothing,
         )
         return self._per_device(
             step,

@@ -37,7 +37,8 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.plan import Plan
 
 _RATES = ('learning_rate', 'reference_batch', 'events')  # the fields that set the rate
-_DROPS = ('schedule', 'drop_factor', 'milestone_epochs')  # and those that lower it
+# and those that lower it
+_DROPS = ('schedule', 'drop_factor', 'milestone_epochs', 'warmup_epochs')
 _SOME_GAIN = 1e-30  # optax refuses 0, which here means that any gain counts
 
 
@@ -77,10 +78,11 @@ class OptimConfig(Section):
     momentum: float = field(number(0.0, below=1.0), resume=True)
     weight_decay: float = field(number(0.0), resume=True)
     rate_inside_velocity: bool = field(boolean, resume=True)
+    nesterov: bool = field(boolean, resume=True, off=False)
     lars_trust_coefficient: float = field(number(0.0), resume=True)
     lr_multipliers: tuple[tuple[str, float], ...] = field(_multipliers, resume=True)
     weight_decay_multipliers: tuple[tuple[str, float], ...] = field(_multipliers, resume=True)
-    schedule: str = field(one_of('constant', 'steps', 'plateau'), role=SCHEDULE)
+    schedule: str = field(one_of('constant', 'steps', 'plateau', 'cosine'), role=SCHEDULE)
     drop_factor: float = field(
         Rule(lambda v: is_number(v) and 0 < v < 1, 'between 0 and 1'), role=SCHEDULE
     )
@@ -100,10 +102,10 @@ class OptimConfig(Section):
                 "config.optim.schedule = 'steps' without config.optim.milestone_epochs never "
                 "drops; set those, or schedule='constant'"
             )
-        if self.schedule == 'plateau' and self.milestone_epochs:
+        if self.schedule in ('plateau', 'cosine') and self.milestone_epochs:
             raise UserError(
                 f'config.optim.milestone_epochs = {self.milestone_epochs} is not used by '
-                "schedule = 'plateau'; set schedule='steps' or milestone_epochs=()"
+                f"schedule = '{self.schedule}'; set schedule='steps' or milestone_epochs=()"
             )
 
 
@@ -183,18 +185,18 @@ def make_optimizer(config: OptimConfig, plan: Plan) -> Optimizer:
 
     The schedule 'constant' keeps the rate; 'steps' multiplies it by drop_factor at each of
     milestone_epochs; 'plateau' does so when the evaluated top-1 error has not improved by
-    plateau_min_delta for plateau_patience evaluations in a row, plateau_max_drops times at most.
+    plateau_min_delta for plateau_patience evaluations in a row, plateau_max_drops times at most;
+    'cosine' lowers it from the end of the warm-up to 0 at the end of the run.
     An event (epoch, layer, rate) overrides the schedule: it sets the layer's rate from that epoch
     on. An event for 'all' sets the rate of every layer without an event of its own.
+
+    Raises UserError if the warm-up leaves no step for 'cosine'.
     """
     scale = plan.batch_size / config.reference_batch if config.reference_batch else 1.0
-    drops: dict[int, float] = {}
-    for epoch in config.milestone_epochs if config.schedule == 'steps' else ():
-        step = plan.first_step(epoch)
-        drops[step] = drops.get(step, 1.0) * config.drop_factor
+    warmup_steps = plan.first_step(config.warmup_epochs)
     return Optimizer(
         rule=update_rule(config),
-        schedule=optax.piecewise_constant_schedule(config.learning_rate * scale, drops),
+        schedule=_schedule(config, plan, config.learning_rate * scale, warmup_steps),
         plateau=reduce_on_plateau(
             factor=config.drop_factor,
             patience=config.plateau_patience,
@@ -209,8 +211,26 @@ def make_optimizer(config: OptimConfig, plan: Plan) -> Optimizer:
             for epoch, layer, rate in sorted(config.events)
         ),
         multipliers=config.lr_multipliers,
-        warmup_steps=plan.first_step(config.warmup_epochs),
+        warmup_steps=warmup_steps,
     )
+
+
+def _schedule(config: OptimConfig, plan: Plan, rate: float, warmup_steps: int) -> optax.Schedule:
+    """Return the schedule over steps, without the factors of warm-up and plateau rule."""
+    if config.schedule == 'cosine':
+        decay_steps = plan.total_steps - warmup_steps
+        if decay_steps < 1:
+            raise UserError(
+                f'config.optim.warmup_epochs = {config.warmup_epochs} are {warmup_steps} of '
+                f"{plan.total_steps} steps and leave none for schedule = 'cosine'; lower them"
+            )
+        cosine = optax.cosine_decay_schedule(rate, decay_steps)
+        return lambda step: cosine(jnp.maximum(step - warmup_steps, 0))
+    drops: dict[int, float] = {}
+    for epoch in config.milestone_epochs if config.schedule == 'steps' else ():
+        step = plan.first_step(epoch)
+        drops[step] = drops.get(step, 1.0) * config.drop_factor
+    return optax.piecewise_constant_schedule(rate, drops)
 
 
 def require_no_rise(
@@ -252,7 +272,7 @@ def update_rule(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
     `update` takes two extra arguments: `learning_rates`, a tree like the parameters, and
     `sum_over_mesh`, which adds up such a tree of numbers over the devices that split a parameter.
     """
-    velocity = [_scale_by_given_rates(), optax.trace(config.momentum)]
+    velocity = [_scale_by_given_rates(), optax.trace(config.momentum, config.nesterov)]
     trust = config.lars_trust_coefficient
     return optax.chain(
         _add_decay(config.weight_decay, config.weight_decay_multipliers),

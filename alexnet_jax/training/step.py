@@ -80,16 +80,25 @@ def loss_and_gradients(
     dropout_key: jax.Array,
     *,
     model: AlexNet,
+    label_smoothing: float = 0.0,
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
     """Return ((loss, logits), gradients) for the rows of this copy of the network.
 
-    The loss is the mean cross-entropy of the softmax (Paper 3.5). The gradients are those of the
-    loss divided by the number of devices of a copy; reduce them with `Collectives.sum_gradients`.
+    The loss is the mean cross-entropy of the softmax (Paper 3.5), for labels of which
+    `label_smoothing` is spread evenly over all classes (not the paper's). The gradients are those
+    of the loss divided by the number of devices of a copy; reduce them with
+    `Collectives.sum_gradients`.
     """
 
     def loss_fn(params):
         logits, _ = model.apply({'params': params}, images, rows, dropout_key)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        if label_smoothing:
+            targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+            losses = optax.softmax_cross_entropy(
+                logits, optax.smooth_labels(targets, label_smoothing)
+            )
+        else:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         loss = jnp.mean(losses)
         return loss / model.collectives.model, (loss, logits)
 
@@ -108,6 +117,7 @@ def train_step(
     param_specs: Any,
     seed: int,
     accumulation_steps: int,
+    label_smoothing: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Do one training step on one device (Paper 5).
 
@@ -121,6 +131,7 @@ def train_step(
       accumulation_steps: number of parts into which the batch is divided. They are computed one
         after the other and their gradients averaged, which equals the undivided batch up to
         rounding.
+      label_smoothing: see `loss_and_gradients`.
 
     Returns:
       The next state, and the step's `train/loss`, `train/top1_error`, `train/learning_rate`.
@@ -135,7 +146,13 @@ def train_step(
         own = jax.lax.dynamic_slice_in_dim(part_rows, collectives.shard_index() * here, here)
         images = augment.training(images, statistics, augment_key, own, state.step)
         (loss, logits), gradients = loss_and_gradients(
-            state.params, images, labels, part_rows, dropout_key, model=model
+            state.params,
+            images,
+            labels,
+            part_rows,
+            dropout_key,
+            model=model,
+            label_smoothing=label_smoothing,
         )
         best = jnp.argmax(logits, axis=-1).astype(labels.dtype)
         return (loss, jnp.mean(best != labels, dtype=loss.dtype)), gradients

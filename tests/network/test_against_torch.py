@@ -172,3 +172,26 @@ def paper_parameters(seed):
         }
         for name, shape in shapes.items()
     }
+
+
+@pytest.mark.parametrize('smoothing', [0.1, 0.5])
+def test_label_smoothing_is_torchs(x64, smoothing):
+    model = AlexNet(reference.small_model_config(dropout=0.0))
+    params = reference.draw_parameters(model, reference.SMALL_IMAGE, 3)
+    rng = np.random.default_rng(4)
+    images = rng.uniform(-120, 130, (4, *reference.SMALL_IMAGE))
+    labels = np.asarray([0, 6, 3, 3], np.int32)
+    run = jax.jit(
+        functools.partial(loss_and_gradients, model=model, label_smoothing=smoothing),
+        compiler_options=reference.QUICK_COMPILE,
+    )
+    rows = np.arange(4, dtype=np.int32)
+    (loss, logits), gradients = jax.device_get(run(params, images, labels, rows, jax.random.key(0)))
+    scores = torch.from_numpy(np.array(logits)).requires_grad_()
+    theirs = functional.cross_entropy(
+        scores, torch.from_numpy(labels).long(), label_smoothing=smoothing
+    )
+    theirs.backward()
+    np.testing.assert_allclose(loss, theirs.item(), rtol=1e-12)
+    want = scores.grad.numpy().sum(axis=0)
+    np.testing.assert_allclose(gradients['fc8']['bias'], want, rtol=1e-9)

@@ -131,6 +131,17 @@ LOCAL = (
     ('model.dropout_inputs', True),
     ('model.conv1.pool_partial', True),
 )
+# Today's recipes; each image has its own crop and colours.
+RECIPE = (
+    ('augment.resized_crop_area', (0.3, 1.0)),
+    ('augment.brightness', 0.4),
+    ('augment.contrast', 0.4),
+    ('augment.saturation', 0.4),
+    ('optim.nesterov', True),
+    ('optim.schedule', 'cosine'),
+    ('optim.warmup_epochs', 0.02),
+    ('training.label_smoothing', 0.1),
+)
 NO_HIDDEN = (('model.fc6.features', 0), ('model.fc7.features', 0))
 
 
@@ -148,6 +159,8 @@ def _one_device_with(towers: int, changes: tuple[tuple[str, Any], ...]) -> Any:
         (2, 1, 2, 'shard_map', LOCAL),
         pytest.param(2, 1, 4, 'pmap', LOCAL, marks=pytest.mark.slow),
         (2, 2, 2, 'shard_map', NO_HIDDEN),
+        (2, 2, 4, 'shard_map', RECIPE),
+        pytest.param(2, 2, 2, 'pmap', RECIPE, marks=pytest.mark.slow),
     ],
 )
 def test_variants_are_as_on_one_device(x64, towers, data, model, backend, changes):

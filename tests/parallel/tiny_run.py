@@ -64,6 +64,7 @@ class Run:
         collectives = mesh_lib.collectives(self.mesh, self.backend)
         self.network = AlexNet(sections.model, collectives)
         plan = make_plan(sections.training, num_examples=1437)
+        self.label_smoothing = sections.training.label_smoothing
         self.optimizer = make_optimizer(sections.optim, plan)
         colour_steps = plan.first_step(sections.augment.colour_epochs)
         self.augment = Augment(sections.augment, colour_steps)
@@ -84,6 +85,7 @@ class Run:
             param_specs=self.specs.params,
             seed=3,
             accumulation_steps=self.accumulation_steps,
+            label_smoothing=self.label_smoothing,
         )
         return mesh_lib.per_device(
             step, self.mesh, self.backend, (self.specs, BATCH_SPECS, P()), (self.specs, P())

@@ -99,7 +99,7 @@ def _changed(**fields):
         ({'optim__momentum': 1.0}, r'at least 0 and below 1'),
         ({'optim__drop_factor': 0.0}, r'drop_factor = 0\.0 must be between 0 and 1'),
         ({'optim__learning_rate': math.nan}, 'learning_rate = nan'),
-        ({'optim__schedule': 'cosine'}, 'one of constant, steps, plateau'),
+        ({'optim__schedule': 'linear'}, 'one of constant, steps, plateau, cosine'),
         ({'optim__milestone_epochs': (3.0, -1.0)}, 'a tuple of epochs above 0'),
         ({'parallel__model': 3}, r'parallel\.model = 3 must be one of 1, 2, 4, 8'),
         ({'parallel__data': 0}, r'-1 \(all\) or at least 1'),

@@ -38,6 +38,7 @@ NEW: dict[str, Any] = {
     'towers': 1,
     'n': 3,
     'mean': 'centre',
+    'resized_crop_area': (0.5, 1.0),
     'schedule': 'constant',
     'milestone_epochs': (3.0,),
     'lr_multipliers': (('bias', 2.0),),
@@ -137,7 +138,11 @@ def optim(config):
 def training(config):
     plan = make_plan(config.training, 1000)
     due = [step for step in range(plan.total_steps + 1) if plan.eval_due(step)]
-    run = Run(2, 1, 1, 'float32', accumulation_steps=config.training.accumulation_steps)
+    run = Run(
+        *(2, 1, 1, 'float32'),
+        accumulation_steps=config.training.accumulation_steps,
+        changes=(('training.label_smoothing', config.training.label_smoothing),),
+    )
     traced = text(run.train_step(), run.state, run.batch, run.statistics)
     return plan, due, traced
 

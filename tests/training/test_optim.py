@@ -123,6 +123,33 @@ def test_torch_sgd_departs_from_the_paper_at_the_drop():
     assert_departs_at_the_drop(np.asarray(path))
 
 
+def test_nesterov_is_torchs(x64):
+    weights = torch.from_numpy(START.copy()).requires_grad_()
+    sgd = torch.optim.SGD([weights], lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, nesterov=True)
+    want = []
+    for step in range(STEPS):
+        sgd.param_groups[0]['lr'] = rates(step)
+        weights.grad = torch.from_numpy(gradient(weights.detach().numpy(), step))
+        sgd.step()
+        want.append(weights.detach().numpy().copy())
+    ours = optimizer(nesterov=True, rate_inside_velocity=False)
+    got = optax_path(ours.rule, learning_rates=lambda step: same_rates(np.float64(rates(step))))
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_nesterov_with_the_rate_inside_the_velocity(x64):
+    """v <- m v - lr u; w <- w + m v - lr u, where u is the gradient with its decay."""
+    weights, velocity, want = START.copy(), np.zeros(3), []
+    for step in range(STEPS):
+        u = gradient(weights, step) + DECAY * weights
+        velocity = MOMENTUM * velocity - rates(step) * u
+        weights = weights + MOMENTUM * velocity - rates(step) * u
+        want.append(weights)
+    ours = optimizer(nesterov=True)
+    got = optax_path(ours.rule, learning_rates=lambda step: same_rates(np.float64(rates(step))))
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
 def test_float32_and_float64_weights_keep_their_types(x64):
     rule = optimizer().rule
     for dtype in (jnp.float32, jnp.float64):
@@ -258,6 +285,7 @@ def resume(before, drops=0, step=30, **changes):
     require_no_rise(dataclasses.asdict(saved), now, PLAN, step, state)
 
 
+COSINE = {'schedule': 'cosine', 'milestone_epochs': ()}
 PLATEAU = {'schedule': 'plateau', 'plateau_patience': 1, 'milestone_epochs': ()}
 
 
@@ -267,6 +295,8 @@ PLATEAU = {'schedule': 'plateau', 'plateau_patience': 1, 'milestone_epochs': ()}
         ({}, 0, {'drop_factor': 0.5}, 'drop_factor = 0.5, which was 0.1, would raise'),
         ({}, 0, {'milestone_epochs': (1.0, 9.0)}, r'milestone_epochs = \(1.0, 9.0\), which was'),
         ({}, 0, {'schedule': 'constant'}, "schedule = 'constant', which was 'steps', would raise"),
+        (COSINE, 0, {'schedule': 'constant'}, "schedule = 'constant', which was 'cosine', would"),
+        (COSINE, 0, {'warmup_epochs': 2.0}, 'warmup_epochs = 2.0, which was 0.0, would raise'),
         (PLATEAU, 2, {'schedule': 'constant'}, "schedule = 'constant', which was 'plateau', would"),
         ({}, 0, PLATEAU, "schedule = 'plateau', which was 'steps', would raise"),
     ],
@@ -295,6 +325,24 @@ def test_a_resume_that_would_raise_the_rate_is_refused(before, drops, changes, w
 )
 def test_any_other_change_of_the_schedule_is_taken(before, drops, changes):
     resume(before, drops, **changes)
+
+
+def test_cosine_falls_from_the_warm_up_to_the_end():
+    ours = optimizer(schedule='cosine', warmup_epochs=0.8)  # 10 of 100 steps
+    for step in range(101):
+        want = RATE * (step + 1) / 10
+        if step >= 10:
+            want = RATE * (1 + np.cos(np.pi * (step - 10) / 90)) / 2
+        got = ours.learning_rate(jnp.int32(step), ours.init_plateau())
+        assert float(got) == pytest.approx(want, rel=1e-5, abs=1e-9)
+
+
+def test_a_warm_up_that_leaves_nothing_for_the_cosine_is_refused():
+    optimizer(schedule='cosine', warmup_epochs=7.9)
+    with pytest.raises(
+        UserError, match=r'warmup_epochs = 8\.0 are 100 of 100 steps and leave none'
+    ):
+        optimizer(schedule='cosine', warmup_epochs=8.0)
 
 
 def test_another_schedule_is_not_scaled_by_the_plateau_rule_before_it():
