@@ -37,7 +37,7 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.plan import Plan
 
 _RATES = ('learning_rate', 'reference_batch', 'events')  # the fields that set the rate
-# and those that lower it
+# The fields that lower the rate in the course of a run; the cosine begins after the warm-up.
 _DROPS = ('schedule', 'drop_factor', 'milestone_epochs', 'warmup_epochs')
 _SOME_GAIN = 1e-30  # optax refuses 0, which here means that any gain counts
 
@@ -243,7 +243,7 @@ def require_no_rise(
     """Raise UserError if another schedule raises the learning rate where a run is resumed.
 
     `saved` is the section `optim` of the saved run. Where that sets another rate itself, by
-    learning_rate, reference_batch or events, any change is meant. Warm-up is left out.
+    learning_rate, reference_batch or events, any change is meant. The rise during the warm-up itself is left out.
     """
     known = {field.name for field in dataclasses.fields(config)}
     values = {name: value for name, value in saved.items() if name in known}
