@@ -243,7 +243,8 @@ def require_no_rise(
     """Raise UserError if another schedule raises the learning rate where a run is resumed.
 
     `saved` is the section `optim` of the saved run. Where that sets another rate itself, by
-    learning_rate, reference_batch or events, any change is meant. The rise during the warm-up itself is left out.
+    learning_rate, reference_batch or events, any change is meant. The ramp of
+    the warm-up is left out.
     """
     known = {field.name for field in dataclasses.fields(config)}
     values = {name: value for name, value in saved.items() if name in known}
