@@ -29,8 +29,9 @@ def convolution(**fields) -> dict:
         'init_bias': 0.0,  # Paper 5: 1 in conv2, conv4 and conv5, otherwise 0
         'local': False,  # True: different kernels at each position (networks for CIFAR-10)
         # The operations after the convolution, in order: 'activation'; 'lrn', response
-        # normalisation (Paper 3.3); 'map_norm', normalisation within a map (2012 source); 'pool',
-        # max-pooling (Paper 3.4).
+        # normalisation (Paper 3.3); 'map_norm', normalisation within a map (2012 source); 'bn',
+        # batch normalisation (Ioffe and Szegedy, 2015), not the paper's; 'pool', max-pooling
+        # (Paper 3.4).
         'after': ('activation',),
         'pool_window': 3,  # the side of the squares; used only if 'pool' is in `after`
         'pool_stride': 2,  # the distance between the squares
@@ -91,6 +92,8 @@ def get_config() -> ml_collections.ConfigDict:
             'across_towers': False,  # True: windows over both towers' maps, as in Caffe
         },
         'map_norm': {'k': 1.0, 'n': 5, 'alpha': 1e-3, 'beta': 0.75},  # 2012 source; alpha / n^2
+        # Of batch normalisation: the running averages keep `momentum` of themselves in each step.
+        'bn': {'momentum': 0.9, 'epsilon': 1e-5},
         'activation': 'relu',  # Paper 3.1; or 'tanh', 'sigmoid'
         # 'normal': N(0, init_std), Paper 5. 'xavier', 'he' and 'pytorch' ignore init_std: their
         # standard deviation depends on the number of inputs.
@@ -148,6 +151,12 @@ def get_config() -> ml_collections.ConfigDict:
         'brightness': 0.0,
         'contrast': 0.0,
         'saturation': 0.0,
+        # Each training image is mixed with its neighbour in the batch, not the paper's: in all
+        # pixels by a share from Beta(alpha, alpha) (mixup, Zhang, 2018), or in a random box of such
+        # a share (cutmix, Yun, 2019). 0: none; with both, either has probability 1/2. The labels
+        # are mixed in the same shares; train/top1_error counts the image's own label.
+        'mixup_alpha': 0.0,
+        'cutmix_alpha': 0.0,
         'rotation_degrees': 0.0,  # largest random rotation, from popular articles, not the paper
     }
     config.optim = {  # Paper 5
@@ -184,6 +193,10 @@ def get_config() -> ml_collections.ConfigDict:
         # This share of each label is spread evenly over all classes, in the loss of the training
         # (Szegedy, 2016), not the paper's. 0: none.
         'label_smoothing': 0.0,
+        # Evaluations, and all who load the run, use an exponential moving average of the weights
+        # that keeps this share of itself in each step, for example 0.999; not the paper's.
+        # 'eval_raw/...' are the errors of the weights themselves. 0: no average.
+        'ema_decay': 0.0,
         'total_epochs': 90.0,  # Paper 5
         'total_steps': 0,  # if above 0, this replaces total_epochs
         'log_every_steps': 100,

@@ -59,6 +59,10 @@ def draw_parameters(model: AlexNet, image_shape: tuple[int, ...], seed: int) -> 
     rng = np.random.default_rng(seed)
     params = {}
     for layer, leaves in nn.meta.unbox(abstract_variables(model, image_shape)).items():
+        if 'scale' in leaves:  # batch normalisation
+            width = leaves['scale'].shape
+            params[layer] = {'scale': rng.uniform(0.5, 2, width), 'bias': rng.normal(size=width)}
+            continue
         shape = leaves['kernel'].shape
         std = math.sqrt(2 / math.prod(shape[:-1])) * (0.1 if layer == 'fc8' else 1.0)
         params[layer] = {

@@ -16,8 +16,9 @@ from alexnet_jax.network.layers import HiddenLayer, OutputLayer, TowerConvolutio
 from alexnet_jax.network.locally_connected import LocallyConnected
 from alexnet_jax.network.parameters import count_macs
 from alexnet_jax.network.specification import CONVOLUTIONS, FirstConvolution, ModelConfig
-from alexnet_jax.network.variants import AFTER, Towers, output_name
+from alexnet_jax.network.variants import AFTER, Place, Towers, output_name
 from alexnet_jax.parallel.collectives import Collectives
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.config import Config
 
 _ROUNDS = 5
@@ -89,6 +90,11 @@ def _layers(ours: Ours) -> dict[str, Callable[[], Any]]:
         x = _towers(seen[name], model.towers)
         for operation in layer.after:
             output = output_name(name, layer.after, operation)
+            if operation == 'bn':
+                raise UserError(
+                    f'benchmark layers does not time batch normalisation, and config.model.{name}.'
+                    "after has 'bn'; choose a configuration without it"
+                )
             if output != name:
                 cases[output] = _both_ways(functools.partial(_after, operation, layer, model), (x,))
                 x = _towers(seen[output], model.towers)
@@ -116,7 +122,7 @@ def _convolution(layer: FirstConvolution, model: ModelConfig, params: Any, x: To
 
 
 def _after(operation: str, layer: FirstConvolution, model: ModelConfig, x: Towers) -> Towers:
-    return AFTER[operation](x, layer, model, Collectives())
+    return AFTER[operation](x, Place(operation, layer, model, Collectives(), training=True))
 
 
 def _apply(module: nn.Module, params: Any, *inputs: Any, **named: Any) -> Any:

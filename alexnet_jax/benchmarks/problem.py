@@ -73,6 +73,8 @@ def without_chance(config: Config) -> Config:
             brightness=0.0,
             contrast=0.0,
             saturation=0.0,
+            mixup_alpha=0.0,
+            cutmix_alpha=0.0,
             rotation_degrees=0.0,
         ),
     )

@@ -316,27 +316,32 @@ class Checkpoints:
         step = processes.from_first(lambda: self._choose(which, set_aside=False))
         return None if step is None else (step, self._read_meta(step))
 
-    def restore_params(self, step: int, abstract_params: Any) -> tuple[Any, dict[str, str]]:
-        """Restore the parameters of a step whose name, shape and dtype match those asked for.
+    def restore_network(self, step: int, abstract_network: Any) -> tuple[Any, dict[str, str]]:
+        """Restore the network of a step where name, shape and dtype match those asked for.
 
-        Returns these, `{layer: {kernel, bias}}`, and the difference for each other parameter that
-        is saved or asked for, such as `{'fc8.bias': 'float32[5] there, float32[10] here'}`.
+        The network has parameters and the running averages of batch normalisation; if the run kept
+        a moving average of both, it is that. Returns `{layer: {kernel, bias}}` and so on, and the
+        difference for each other parameter that is saved or asked for, such as
+        `{'fc8.bias': 'float32[5] there, float32[10] here'}`.
         """
-        have = {
-            name.removeprefix('params.'): kind
-            for name, kind in self._open_arrays(step).items()
-            if name.startswith('params.')
+        saved = self._open_arrays(step)
+        places = {
+            name.removeprefix(f'{part}.'): name
+            for part in ('params', 'batch_stats', 'ema')  # the last one that has a leaf
+            for name in saved
+            if name.startswith(f'{part}.')
         }
-        want = _kinds(_flat(abstract_params))
+        have = {name: saved[place] for name, place in places.items()}
+        want = _kinds(_flat(abstract_network))
         others = {
             name: f'{_describe(have.get(name))} there, {_describe(want.get(name))} here'
             for name in sorted(have.keys() | want.keys())
             if have.get(name) != want.get(name)
         }
-        chosen = {k: leaf for k, leaf in _flat(abstract_params).items() if k not in others}
+        chosen = {k: leaf for k, leaf in _flat(abstract_network).items() if k not in others}
         if not chosen:
             return {}, others
-        tree = {'params': traverse_util.unflatten_dict(chosen, sep='.')}
+        tree = traverse_util.unflatten_dict({places[k]: x for k, x in chosen.items()}, sep='.')
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(
                 self._path / str(step) / 'state',
@@ -346,7 +351,9 @@ class Checkpoints:
                     partial_restore=True,
                 ),
             )
-        return restored['params'], others
+        flat = _flat(restored)
+        network = {name: flat[places[name]] for name in chosen}
+        return traverse_util.unflatten_dict(network, sep='.'), others
 
     def _read_meta(self, step: int) -> dict[str, Any]:
         arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())

@@ -84,18 +84,18 @@ def _files(place: epath.Path) -> set[str]:
 
 
 def restore_network(wanted: Any, checkpoints: Checkpoints, step: int, place: epath.PathLike) -> Any:
-    """Restore the parameters that are abstract in `wanted`; raise UserError unless all fit."""
-    params, others = checkpoints.restore_params(step, wanted)
+    """Restore the network that is abstract in `wanted`; raise UserError unless all fit."""
+    network, others = checkpoints.restore_network(step, wanted)
     for name, difference in others.items():
         raise UserError(
             f'checkpoint {step} in {place} is of another network: {name} is {difference}; '
             'use the configuration of its run'
         )
-    return params
+    return network
 
 
-def init_params(
-    wanted: Any, params: Any, source: str, class_names: str
+def init_network(
+    wanted: Any, network: Any, source: str, class_names: str
 ) -> tuple[Any, dict[str, int | str]]:
     """Initialise parameters from an earlier run where they fit; leave the others as drawn.
 
@@ -103,13 +103,13 @@ def init_params(
     names of the classes are the same, too.
 
     Args:
-      wanted: shape, dtype and sharding of the new run's parameters.
-      params: the new run's parameters as drawn.
+      wanted: shape, dtype and sharding of the new run's network.
+      network: the new run's network as drawn.
       source: WORKDIR for the latest checkpoint, or WORKDIR/checkpoints/STEP.
       class_names: the digest of the new run's class names.
 
     Returns:
-      The parameters, and what to log: `init_step`, `init_data`, `loaded`, `drawn_anew`.
+      The network, and what to log: `init_step`, `init_data`, `loaded`, `drawn_anew`.
 
     Raises UserError if there is no sound checkpoint, or if none of its parameters fits.
     """
@@ -121,7 +121,7 @@ def init_params(
         if meta['data']['class_names'] != class_names:
             known.pop('fc8')
             anew['fc8'] = 'other classes'
-        return step, meta, *checkpoints.restore_params(step, known)
+        return step, meta, *checkpoints.restore_network(step, known)
 
     place = storage.resolve(source, 'config.training.init_from')
     step, meta, loaded, others = read(place, 'latest', restore)
@@ -133,7 +133,7 @@ def init_params(
     anew |= {k: v for k, v in others.items() if not (k.startswith('fc8.') and 'fc8' in anew)}
     for name, reason in anew.items():
         _logger.info('%s is not taken from %s: %s', name, source, reason)
-    leaves = {layer: {**params[layer], **loaded.get(layer, {})} for layer in params}
+    leaves = {layer: {**network[layer], **loaded.get(layer, {})} for layer in network}
     return leaves, {
         'init_step': step,
         'init_data': meta['data']['train_name'],

@@ -60,6 +60,8 @@ class AugmentConfig(Section):
     brightness: float = field(number(0.0), off=0.0)
     contrast: float = field(number(0.0), off=0.0)
     saturation: float = field(number(0.0), off=0.0)
+    mixup_alpha: float = field(number(0.0), off=0.0)
+    cutmix_alpha: float = field(number(0.0), off=0.0)
     rotation_degrees: float = field(number(0.0))
 
     def check(self) -> None:
@@ -144,6 +146,80 @@ class Augment:
             crop = jnp.where(coloured_now, coloured, crop) if self.colour_steps else coloured
         return crop / self.config.pixel_divisor
 
+    @property
+    def mixes(self) -> bool:
+        """Whether training images are mixed with their partners."""
+        return self.config.mixup_alpha > 0 or self.config.cutmix_alpha > 0
+
+    def mix(self, images: jax.Array, key: jax.Array, rows: jax.Array) -> jax.Array:
+        """Mix each training image with its partner, that of row ^ 1, in the way its own row draws.
+
+        Args:
+          images: float [n, H, W, C], the crops without the mean; each pair of rows 2 i and
+            2 i + 1 is adjacent.
+          key: typed key of this step, the same on every device.
+          rows: int32 [n], each example's index in the global batch.
+
+        Returns:
+          float [n, H, W, C].
+        """
+        size = images.shape[1]
+        at = jnp.arange(size, dtype=jnp.int32)
+
+        def own_weights(row: jax.Array) -> jax.Array:
+            """Return the weight of the image itself in each pixel, [H, W, 1]."""
+            weight, (top, left, bottom, right) = self._mixture(key, row, size, images.dtype)
+            inside_y, inside_x = (at >= top) & (at < bottom), (at >= left) & (at < right)
+            inside = inside_y[:, None, None] & inside_x[None, :, None]
+            return jnp.where(inside, weight, jnp.ones_like(weight))
+
+        weights = jax.vmap(own_weights)(rows)
+        return weights * images + (1 - weights) * partners(images)
+
+    def own_shares(self, key: jax.Array, rows: jax.Array, dtype: Any) -> jax.Array:
+        """Return the share of its own label in each mixed image, [n]; the rest is its partner's.
+
+        It is the mean over all pixels of the weight of the image itself in `mix`.
+        """
+        size = self.config.crop_px
+
+        def share(row: jax.Array) -> jax.Array:
+            weight, (top, left, bottom, right) = self._mixture(key, row, size, dtype)
+            area = ((bottom - top) * (right - left)).astype(dtype)
+            return 1 - (1 - weight) * area / size**2
+
+        return jax.vmap(share)(rows)
+
+    def _mixture(
+        self, key: jax.Array, row: jax.Array, size: int, dtype: Any
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Draw how a row is mixed: the weight of its own pixels in a box, (top, left, bottom,
+        right); outside the box it is 1.
+
+        In mixup (Zhang, 2018) the box is the whole image. In cutmix (Yun, 2019) the weight is 0.
+        With both, either has probability 1/2.
+        """
+        which_key, mixup_key, cutmix_key, centre_key = jax.random.split(
+            jax.random.fold_in(jax.random.fold_in(key, row), 3), 4
+        )
+        zero, side = jnp.zeros((), jnp.int32), jnp.full((), size, jnp.int32)
+        mixup = cutmix = None
+        if (alpha := self.config.mixup_alpha) > 0:
+            weight = jax.random.beta(mixup_key, alpha, alpha, (), dtype)
+            mixup = weight, (zero, zero, side, side)
+        if (alpha := self.config.cutmix_alpha) > 0:
+            share = jax.random.beta(cutmix_key, alpha, alpha, (), dtype)
+            half = (size * jnp.sqrt(1 - share)).astype(jnp.int32) // 2
+            y, x = jax.random.randint(centre_key, (2,), 0, size, jnp.int32)
+            box = (y - half, x - half, y + half, x + half)
+            cutmix = jnp.zeros((), dtype), tuple(jnp.clip(edge, 0, size) for edge in box)
+        if mixup is None or cutmix is None:
+            only = mixup or cutmix
+            assert only is not None, 'neither mixup nor cutmix'
+            return only
+        either = jax.random.bernoulli(which_key)
+        return jax.tree.map(lambda a, b: jnp.where(either, a, b), mixup, cutmix)
+
     def _cut(self, image: jax.Array, corner: jax.Array) -> jax.Array:
         """Cut the crop at a corner (y, x) out of an image [H, W, C]."""
         size = (self.config.crop_px, self.config.crop_px, image.shape[-1])
@@ -207,6 +283,11 @@ class Augment:
         take = functools.partial(self._cut, corner=corner)
         crops = jax.vmap(lambda image: self._crop(image, statistics, take, mirror))(images)
         return crops / self.config.pixel_divisor
+
+
+def partners(x: jax.Array) -> jax.Array:
+    """Exchange rows 2 i and 2 i + 1 of an array [n, ...] with an even n."""
+    return x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
 
 
 def resized_crop_box(

@@ -14,7 +14,7 @@ from flax import linen as nn
 from alexnet_jax.network.layers import Features, HiddenLayer, OutputLayer, TowerConvolution
 from alexnet_jax.network.locally_connected import LocallyConnected
 from alexnet_jax.network.specification import ModelConfig
-from alexnet_jax.network.variants import AFTER, Towers, output_name
+from alexnet_jax.network.variants import AFTER, Place, Towers, output_name
 from alexnet_jax.parallel.collectives import Collectives
 
 Activations = dict[str, jax.Array]
@@ -49,7 +49,7 @@ class AlexNet(nn.Module):
         """
         config, collectives = self.config, self.collectives
         seen: Activations = {}
-        convolution = functools.partial(self._convolution, seen)
+        convolution = functools.partial(self._convolution, seen, dropout_key is not None)
         hidden = functools.partial(self._hidden, seen, rows, dropout_key)
 
         x = images.astype(config.dtype)  # [batch, 224, 224, 3]
@@ -65,7 +65,7 @@ class AlexNet(nn.Module):
         x = OutputLayer(config.fc8, config, collectives, name='fc8')(x)  # [batch, 1000]
         return x, {**seen, 'fc8': x}
 
-    def _convolution(self, seen: Activations, name: str, x: Towers) -> Towers:
+    def _convolution(self, seen: Activations, training: bool, name: str, x: Towers) -> Towers:
         """Convolve (Paper 3.5), then what `after` lists: ReLU (3.1), LRN (3.3), pooling (3.4)."""
         layer = getattr(self.config, name)
         if layer.features == 0:  # this network has no such layer
@@ -76,8 +76,9 @@ class AlexNet(nn.Module):
             seen[name] = jnp.concatenate(x, axis=-1)
         for operation in layer.after:
             output = output_name(name, layer.after, operation)
+            place = Place(output, layer, self.config, self.collectives, training)
             with jax.named_scope(output):
-                x = AFTER[operation](x, layer, self.config, self.collectives)
+                x = AFTER[operation](x, place)
             seen[output] = jnp.concatenate(x, axis=-1)
         return x
 

@@ -24,6 +24,32 @@ def init_parameters(model: AlexNet, image_shape: tuple[int, ...], key: jax.Array
     return nn.meta.unbox(_init(model, image_shape, key)[1]['params'])
 
 
+def init_statistics(model: AlexNet, image_shape: tuple[int, ...]) -> Any:
+    """Return the running averages of batch normalisation, `{layer: {mean, var}}`; {} without it."""
+    variables = _init(model, image_shape, jax.random.key(0))[1]
+    averages = variables.get('batch_stats', {})  # flax makes them float32
+    return jax.tree.map(lambda x: x.astype(model.config.param_dtype), averages)
+
+
+def join_network(params: Any, batch_stats: Any) -> Any:
+    """Join parameters and running averages to one tree, `{layer: {kernel, bias}}` and so on.
+
+    With batch normalisation it has `{bn1: {scale, bias, mean, var}}`, too. It is all that an
+    evaluation needs.
+    """
+    return {layer: {**leaves, **batch_stats.get(layer, {})} for layer, leaves in params.items()}
+
+
+def split_network(network: Any) -> dict[str, Any]:
+    """Return the variables for `AlexNet.apply`, `{'params': ..., 'batch_stats': ...}`."""
+    variables: dict[str, dict[str, Any]] = {'params': {}, 'batch_stats': {}}
+    for layer, leaves in network.items():
+        for name, leaf in leaves.items():
+            kind = 'batch_stats' if name in ('mean', 'var') else 'params'
+            variables[kind].setdefault(layer, {})[name] = leaf
+    return variables
+
+
 def _init(model: AlexNet, image_shape: tuple[int, ...], key: jax.Array) -> Any:
     """Return the outputs for one image and the variables, with the whole network on one device."""
     whole = model.clone(collectives=Collectives())
@@ -43,7 +69,9 @@ def count_macs(model: AlexNet, image_shape: tuple[int, ...]) -> dict[str, int]:
         return 1 if local else math.prod(seen[name].shape[1:-1])
 
     return {
-        name: math.prod(layer['kernel'].shape) * positions(name) for name, layer in params.items()
+        name: math.prod(layer['kernel'].shape) * positions(name)
+        for name, layer in params.items()
+        if 'kernel' in layer
     }
 
 

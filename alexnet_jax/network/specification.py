@@ -12,6 +12,7 @@ from alexnet_jax.runtime.config import (
     NUMERICS,
     Rule,
     Section,
+    above_zero,
     boolean,
     field,
     integer,
@@ -23,7 +24,7 @@ from alexnet_jax.runtime.config import (
 from alexnet_jax.runtime.errors import UserError
 
 CONVOLUTIONS = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'conv6')
-OPERATIONS = ('activation', 'lrn', 'map_norm', 'pool')  # that may follow a convolution
+OPERATIONS = ('activation', 'lrn', 'map_norm', 'bn', 'pool')  # that may follow a convolution
 
 _odd = Rule(lambda v: is_integer(v) and v > 0 and v % 2 == 1, 'an odd integer above 0')
 _classes = Rule(
@@ -41,8 +42,8 @@ _after = Rule(
         and all(v.count(operation) == 1 and operation in OPERATIONS for operation in v)
         and 'activation' in v
     ),
-    "a tuple of 'activation' and any of 'lrn', 'map_norm' and 'pool', each at most once, in the "
-    'order in which they follow the convolution',
+    "a tuple of 'activation' and any of 'lrn', 'map_norm', 'bn' and 'pool', each at most once, in "
+    'the order in which they follow the convolution',
 )
 
 
@@ -109,6 +110,14 @@ class ResponseNorm(Norm):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchNormConfig(Section):
+    """The constants of batch normalisation (Ioffe and Szegedy, 2015)."""
+
+    momentum: float = field(number(0.0, below=1.0), off=0.9)
+    epsilon: float = field(above_zero, off=1e-5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
     """The section `model`: everything that `AlexNet` needs except its devices."""
 
@@ -125,6 +134,7 @@ class ModelConfig(Section):
     fc8: Output
     lrn: ResponseNorm
     map_norm: Norm
+    bn: BatchNormConfig = BatchNormConfig()
     activation: str = field(one_of('relu', 'tanh', 'sigmoid'))
     initializer: str = field(one_of('normal', 'xavier', 'he', 'pytorch'))
     dropout: float = field(number(0.0, 1.0))

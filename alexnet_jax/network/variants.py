@@ -3,9 +3,10 @@
 `AFTER` has the operations that may follow a convolution; the `after` of a layer lists those that
 do, in their order. In the paper they are the ReLU, local response normalisation and max-pooling.
 Each entry says how the 2012 source, Caffe, torchvision and the author's networks for CIFAR-10
-differ.
+differ. Batch normalisation came later.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -43,21 +44,28 @@ INITIALIZERS: dict[str, Callable[[float, tuple[int, ...]], nn.initializers.Initi
 }
 
 
-def _activation(
-    towers: Towers, layer: FirstConvolution, config: ModelConfig, collectives: Collectives
-) -> Towers:
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where in the network an operation stands, and on which devices it runs."""
+
+    name: str  # of the operation's output among the activations
+    layer: FirstConvolution
+    config: ModelConfig
+    collectives: Collectives
+    training: bool
+
+
+def _activation(towers: Towers, place: Place) -> Towers:
     """Apply the activation function; in conv1 the 2012 source does so after pooling."""
-    return tuple(map(ACTIVATIONS[config.activation], towers))
+    return tuple(map(ACTIVATIONS[place.config.activation], towers))
 
 
-def _lrn(
-    towers: Towers, layer: FirstConvolution, config: ModelConfig, collectives: Collectives
-) -> Towers:
+def _lrn(towers: Towers, place: Place) -> Towers:
     """Normalise across adjacent maps, of one tower (Paper 3.3) or of both as in Caffe.
 
     The 2012 source, Caffe and PyTorch divide alpha by n. Caffe normalises after pooling.
     """
-    lrn = config.lrn
+    config, collectives, lrn = place.config, place.collectives, place.config.lrn
 
     def norm(maps: jax.Array) -> jax.Array:
         return local_response_norm(
@@ -77,36 +85,59 @@ def _lrn(
     return tuple(jnp.split(own, len(towers), axis=-1))
 
 
-def _map_norm(
-    towers: Towers, layer: FirstConvolution, config: ModelConfig, collectives: Collectives
-) -> Towers:
+def _map_norm(towers: Towers, place: Place) -> Towers:
     """Normalise within each map, as the 2012 source does in conv2 after response normalisation."""
-    c = config.map_norm
+    c = place.config.map_norm
     return tuple(within_map_norm(maps, k=c.k, n=c.n, alpha=c.alpha, beta=c.beta) for maps in towers)
 
 
-def _pool(
-    towers: Towers, layer: FirstConvolution, config: ModelConfig, collectives: Collectives
-) -> Towers:
+def _bn(towers: Towers, place: Place) -> Towers:
+    """Normalise each map over the global batch, in place of LRN (Ioffe and Szegedy, 2015).
+
+    It has the parameters `scale` and `bias` and the running averages `mean` and `var`, each
+    [channels]. They are split over the towers as the maps are. Training uses the mean and the
+    variance of the rows of all devices that hold these maps; with `training.accumulation_steps`,
+    each part of the batch uses its own, and the averages take the mean of the parts.
+    """
+    maps = jnp.concatenate(towers, axis=-1)
+    norm = nn.BatchNorm(
+        use_running_average=not place.training,
+        momentum=place.config.bn.momentum,
+        epsilon=place.config.bn.epsilon,
+        dtype=place.config.dtype,
+        param_dtype=place.config.param_dtype,
+        scale_init=nn.with_partitioning(nn.initializers.ones, ('tower',)),
+        bias_init=nn.with_partitioning(nn.initializers.zeros, ('tower',)),
+        use_fast_variance=False,  # the mean of squares would lose digits where the mean is large
+        name=place.name,
+        **place.collectives.over_rows(),
+    )
+    with jax.numpy_dtype_promotion('standard'):  # flax mixes bfloat16 maps and float32 averages
+        normed = norm(maps)
+    return tuple(jnp.split(normed, len(towers), axis=-1))
+
+
+def _pool(towers: Towers, place: Place) -> Towers:
     """Apply overlapping max-pooling (Paper 3.4); see `max_pool` for `partial`."""
     return tuple(
         max_pool(
             maps,
-            window=layer.pool_window,
-            stride=layer.pool_stride,
-            partial=layer.pool_partial,
-            fast=is_fast('pool', config.forms),
+            window=place.layer.pool_window,
+            stride=place.layer.pool_stride,
+            partial=place.layer.pool_partial,
+            fast=is_fast('pool', place.config.forms),
         )
         for maps in towers
     )
 
 
 # Maps [batch, H, W, channels of a tower] of each tower here -> the same; pooling changes H and W.
-Operation = Callable[[Towers, FirstConvolution, ModelConfig, Collectives], Towers]
+Operation = Callable[[Towers, Place], Towers]
 AFTER: dict[str, Operation] = {
     'activation': _activation,
     'lrn': _lrn,
     'map_norm': _map_norm,
+    'bn': _bn,
     'pool': _pool,
 }
 

@@ -106,6 +106,15 @@ class Collectives:
         """Sum every leaf over the copies of the network."""
         return self._sum(tree, ('data',))
 
+    def over_rows(self) -> dict[str, Any]:
+        """Return the arguments of a collective over the devices with other rows, such as `pmean`.
+
+        Along `data` are the rows of other copies, and along `shard`, in the convolutions, the other
+        rows of this copy. Without such devices there are no arguments.
+        """
+        axes = self._real(('data', 'shard'))
+        return self._over(axes) if axes else {}
+
     def data_index(self) -> jax.Array:
         """Return the index of this device's copy, int32 scalar."""
         return self._index('data')

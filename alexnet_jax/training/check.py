@@ -17,6 +17,7 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training import guard
 from alexnet_jax.training.config import Config
 from alexnet_jax.training.experiment import Experiment
+from alexnet_jax.training.step import TrainState
 
 _BETTER_THAN_CHANCE = 0.8  # of the loss of the best prediction that ignores the images
 _MEAN_OF = 5  # steps, because dropout makes the loss of a single step jump
@@ -95,7 +96,7 @@ def run(experiment: Experiment, steps: int) -> Trace:
     with contextlib.closing(batches):
         on_device = next(batches)
     state = experiment.init_state()
-    before = _snapshot(experiment, state.params, batch)
+    before = _snapshot(experiment, state, batch)
     shares = np.unique(batch.labels, return_counts=True)[1] / len(batch.labels)
     chance_loss = float(-np.sum(shares * np.log(shares)))
     losses: list[float] = []
@@ -110,7 +111,7 @@ def run(experiment: Experiment, steps: int) -> Trace:
             updates = {name: max(size, updates.get(name, 0.0)) for name, size in new.items()}
         if not math.isfinite(losses[-1]) or _beats(losses, chance_loss):
             break
-    after = _snapshot(experiment, state.params, batch)
+    after = _snapshot(experiment, state, batch)
     return Trace(losses, chance_loss, before, after, updates)
 
 
@@ -209,10 +210,12 @@ def _first_batch(experiment: Experiment) -> Batch:
         return next(batches)
 
 
-def _snapshot(experiment: Experiment, params: Any, batch: Batch) -> Snapshot:
+def _snapshot(experiment: Experiment, state: TrainState, batch: Batch) -> Snapshot:
     """Compute the statistics on one device, from the centre crops of the first images."""
     model = experiment.model.clone(collectives=Collectives())
     images, labels = batch.images[:_INSPECTED], batch.labels[:_INSPECTED]
+    params, batch_stats = jax.device_get((state.params, state.batch_stats))
+    layers = [name for name, leaves in params.items() if 'kernel' in leaves]
     statistics = jax.device_get(experiment.statistics)
     view = [x[0] for x in experiment.augment.view_corners(images.shape[1:], 1)]
 
@@ -222,22 +225,22 @@ def _snapshot(experiment: Experiment, params: Any, batch: Batch) -> Snapshot:
 
         def loss_fn(params: Any) -> Any:
             rows = jnp.arange(len(labels), dtype=jnp.int32)
-            logits, seen = model.apply({'params': params}, crops, rows)
+            variables = {'params': params, 'batch_stats': batch_stats}
+            logits, seen = model.apply(variables, crops, rows)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            units = {name: seen.get(name.replace('conv', 'relu'), seen[name]) for name in params}
+            units = {name: seen.get(name.replace('conv', 'relu'), seen[name]) for name in layers}
             return jnp.mean(losses), units
 
         (loss, seen), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
         return loss, jnp.std(crops), seen, gradients
 
-    params = jax.device_get(params)
     loss, pixel_std, seen, gradients = jax.device_get(forward_and_back(params, images, labels))
     return Snapshot(
         loss=float(loss),
         pixel_std=float(pixel_std),
         layers={
             name: _layer(name, seen[name], params[name]['kernel'], gradients[name]['kernel'])
-            for name in params
+            for name in layers
         },
     )
 
@@ -256,7 +259,9 @@ def _layer(name: str, outputs: np.ndarray, kernel: np.ndarray, gradient: np.ndar
 
 def _relative_updates(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, float]:
     return {
-        name: _ratio(new[name]['kernel'] - old[name]['kernel'], old[name]['kernel']) for name in old
+        name: _ratio(new[name]['kernel'] - old[name]['kernel'], old[name]['kernel'])
+        for name in old
+        if 'kernel' in old[name]
     }
 
 

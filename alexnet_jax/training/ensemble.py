@@ -199,20 +199,22 @@ def _evaluate_member(config: Config, place: str, split: Split, search: Split | N
                 'all networks of an ensemble must be trained on the data set of the evaluation'
             )
         experiment = build(_as_trained(config, meta))
-        wanted = experiment.abstract_state().params
+        wanted = experiment.abstract_state().network
         return step, meta, experiment, restore_network(wanted, checkpoints, step, place)
 
     path = storage.resolve(place, 'config.evaluation.ensemble')
-    step, meta, experiment, params = read(path, config.evaluation.checkpoint, restore)
+    step, meta, experiment, network = read(path, config.evaluation.checkpoint, restore)
     provenance.require_same_in_all_processes(experiment, 'evaluate')
-    outputs, labels = _predict(experiment, params, split)
-    search_outputs, search_labels = _predict(experiment, params, search) if search else ({}, labels)
+    outputs, labels = _predict(experiment, network, split)
+    search_outputs, search_labels = (
+        _predict(experiment, network, search) if search else ({}, labels)
+    )
     examples = meta['data']['train_examples']
     return Member(
         place=place,
         step=step,
         epoch=step * meta['config']['training']['batch_size'] / examples,
-        sha256=parameters_sha256(params),
+        sha256=parameters_sha256(network),
         config=meta['config'],
         init_data=initial_data(read_rows(workdir_of(path) / 'metrics.jsonl')),
         experiment=experiment,
@@ -234,14 +236,14 @@ def _require_different(members: Sequence[Member]) -> None:
         places[member.sha256] = member.place
 
 
-def _predict(experiment: Experiment, params: Any, split: Split) -> tuple[Outputs, np.ndarray]:
+def _predict(experiment: Experiment, network: Any, split: Split) -> tuple[Outputs, np.ndarray]:
     """Return the softmax outputs and the labels of every example of a split, in its order."""
     step = experiment.probability_step(experiment.config.evaluation.final_views)
     parts: dict[str, list[np.ndarray]] = {}
     with contextlib.closing(experiment.eval_batches(split)) as batches:
         for batch in batches:
             guard.expect('a batch of the evaluation', slow=True)
-            outputs = step(params, batch, experiment.statistics)
+            outputs = step(network, batch, experiment.statistics)
             real = processes.whole(batch.mask)
             for name, array in {**outputs, 'labels': batch.labels}.items():
                 parts.setdefault(name, []).append(processes.whole(array)[real])

@@ -13,6 +13,7 @@ import optax
 from alexnet_jax.input.augment import Augment
 from alexnet_jax.input.batch import Batch, Statistics
 from alexnet_jax.network.model import AlexNet
+from alexnet_jax.network.parameters import split_network
 from alexnet_jax.runtime.config import PLACE, SCHEDULE, Section, field, integer, one_of, text
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.storage import path_field, paths_field
@@ -45,7 +46,7 @@ class EvaluationConfig(Section):
 
 
 def eval_step(
-    params: Any,
+    network: Any,
     batch: Batch,
     statistics: Statistics,
     *,
@@ -56,7 +57,7 @@ def eval_step(
     """Count the errors of one batch on one device.
 
     Args:
-      params: this device's shards.
+      network: this device's shards of `TrainState.network`.
       batch: images [rows of this device, H, W, C], labels and mask [rows of this copy].
       statistics: the same on every device.
       model, augment: built from their sections of the configuration.
@@ -67,7 +68,7 @@ def eval_step(
       `top1` and `top5` (int32) and the `loss` (float); with ten views also the errors
       `top1_10_views` and `top5_10_views`.
     """
-    logits = _logits(params, batch, statistics, model, augment, views)
+    logits = _logits(network, batch, statistics, model, augment, views)
     real = batch.mask.astype(bool)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits[0], batch.labels)
     sums = {
@@ -82,7 +83,7 @@ def eval_step(
 
 
 def probability_step(
-    params: Any,
+    network: Any,
     batch: Batch,
     statistics: Statistics,
     *,
@@ -96,12 +97,12 @@ def probability_step(
       float [rows of this copy, classes]: under `''` those of the centre crop, and with ten views
       under `'_10_views'` their mean (Paper 4.1).
     """
-    outputs = jax.nn.softmax(_logits(params, batch, statistics, model, augment, views))
+    outputs = jax.nn.softmax(_logits(network, batch, statistics, model, augment, views))
     return {'': outputs[0]} | ({'_10_views': jnp.mean(outputs, axis=0)} if views == 10 else {})
 
 
 def _logits(
-    params: Any, batch: Batch, statistics: Statistics, model: AlexNet, augment: Augment, views: int
+    network: Any, batch: Batch, statistics: Statistics, model: AlexNet, augment: Augment, views: int
 ) -> jax.Array:
     """Return the logits of each view, the centre first: [views, rows of this copy, classes]."""
     images = model.collectives.gather_images(batch.images)
@@ -109,7 +110,7 @@ def _logits(
 
     def logits_of(view):
         crops = augment.view(images, statistics, *view)
-        return model.apply({'params': params}, crops, rows)[0]
+        return model.apply(split_network(network), crops, rows)[0]
 
     return jax.lax.map(logits_of, augment.view_corners(images.shape[1:], views))
 
@@ -128,7 +129,7 @@ def _errors(
 
 def evaluate(
     step: Callable[..., dict[str, jax.Array]],
-    params: Any,
+    network: Any,
     statistics: Statistics,
     batches: Iterable[Batch],
     num_examples: int,
@@ -146,7 +147,7 @@ def evaluate(
         if stop():
             return None
         if batch is not None:
-            pending.append(step(params, batch, statistics))
+            pending.append(step(network, batch, statistics))
         if pending and (batch is None or len(pending) > _IN_FLIGHT):
             totals.update({k: v.item() for k, v in jax.device_get(pending.popleft()).items()})
     examples = totals.pop('examples')

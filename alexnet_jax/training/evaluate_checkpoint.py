@@ -33,13 +33,13 @@ def evaluate_checkpoint(experiment: Experiment, workdir: epath.Path) -> None:
             known = before is not None and after is not None
             if known and name.startswith(('model.', 'augment.')):
                 _logger.warning('config.%s is %r here and was %r in training', name, after, before)
-        wanted = experiment.abstract_state().params
+        wanted = experiment.abstract_state().network
         return step, restore_network(wanted, checkpoints, step, workdir)
 
-    step, params = read(workdir, config.evaluation.checkpoint, restore)
-    metrics = experiment.evaluate(params, config.evaluation.final_views)
+    step, network = read(workdir, config.evaluation.checkpoint, restore)
+    metrics = experiment.evaluate(network, config.evaluation.final_views)
     assert metrics is not None
-    digest = parameters_sha256(params)
+    digest = parameters_sha256(network)
     errors = ' '.join(
         f'{k[len("eval/") :]} {v:.4f}' for k, v in metrics.items() if k != 'eval/loss'
     )

@@ -16,6 +16,7 @@ from alexnet_jax.input.batch import Batch, Statistics
 from alexnet_jax.input.sources import Dataset, Split
 from alexnet_jax.network.model import AlexNet
 from alexnet_jax.network.parameters import count_macs
+from alexnet_jax.network.specification import CONVOLUTIONS
 from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.parallel import processes
 from alexnet_jax.runtime.errors import UserError
@@ -56,7 +57,7 @@ class Experiment:
     @functools.cached_property
     def specs(self) -> TrainState:
         """PartitionSpec of every leaf of the state."""
-        return state_specs(self.model, self.optimizer, self.crop_shape)
+        return state_specs(self.model, self.optimizer, self.crop_shape, ema=self._has_ema)
 
     @functools.cached_property
     def state_shardings(self) -> TrainState:
@@ -76,8 +77,13 @@ class Experiment:
         arrays = jax.tree.map(lambda x: np.asarray(x, dtype), self.host_statistics)
         return jax.tree.map(lambda x: jax.device_put(x, everywhere), processes.same_arrays(arrays))
 
+    @property
+    def _has_ema(self) -> bool:
+        return self.config.training.ema_decay > 0
+
     def _init(self) -> TrainState:
-        return init_state(self.model, self.optimizer, self.crop_shape, self.config.seed)
+        seed, ema = self.config.seed, self._has_ema
+        return init_state(self.model, self.optimizer, self.crop_shape, seed, ema=ema)
 
     def init_state(self) -> TrainState:
         """Draw the state on its own devices, so that none ever holds the whole of a split array."""
@@ -139,6 +145,7 @@ class Experiment:
             seed=self.config.seed,
             accumulation_steps=self.config.training.accumulation_steps,
             label_smoothing=self.config.training.label_smoothing,
+            ema_decay=self.config.training.ema_decay,
         )
         return self._per_device(
             step,
@@ -149,23 +156,23 @@ class Experiment:
 
     @functools.cache  # noqa: B019 - one experiment lives as long as its process
     def eval_step(self, views: int) -> Callable[..., dict[str, jax.Array]]:
-        """The jitted evaluation step, `(params, batch, statistics) -> sums`."""
+        """The jitted evaluation step, `(network, batch, statistics) -> sums`."""
         step = functools.partial(eval_step, model=self.model, augment=self.augment, views=views)
         return self._per_device(
             step,
-            in_specs=(self.specs.params, BATCH_SPECS, mesh_lib.REPLICATED),
+            in_specs=(self.specs.network, BATCH_SPECS, mesh_lib.REPLICATED),
             out_specs=mesh_lib.REPLICATED,
         )
 
     @functools.cache  # noqa: B019 - as above
     def probability_step(self, views: int) -> Callable[..., dict[str, jax.Array]]:
-        """The jitted prediction step, `(params, batch, statistics) -> softmax outputs`."""
+        """The jitted prediction step, `(network, batch, statistics) -> softmax outputs`."""
         step = functools.partial(
             probability_step, model=self.model, augment=self.augment, views=views
         )
         return self._per_device(
             step,
-            in_specs=(self.specs.params, BATCH_SPECS, mesh_lib.REPLICATED),
+            in_specs=(self.specs.network, BATCH_SPECS, mesh_lib.REPLICATED),
             out_specs=mesh_lib.LABELS,
         )
 
@@ -183,14 +190,14 @@ class Experiment:
         return pipeline.to_device(batches, self.batch_shardings, batch_size=size, rows=rows)
 
     def evaluate(
-        self, params: Any, views: int, stop: Callable[[], bool] = lambda: False
+        self, network: Any, views: int, stop: Callable[[], bool] = lambda: False
     ) -> dict[str, float] | None:
         """Return the metrics of the evaluation split, or None if `stop` returned True midway."""
         assert self.dataset is not None
         split = self.dataset.eval
         with contextlib.closing(self.eval_batches(split)) as batches:
             return evaluate(
-                self.eval_step(views), params, self.statistics, batches, len(split), stop
+                self.eval_step(views), network, self.statistics, batches, len(split), stop
             )
 
 
@@ -206,6 +213,7 @@ def build(config: Config, *, with_data: bool = True, mesh: Mesh | None = None) -
         mesh, training.batch_size, training.accumulation_steps, 'training.batch_size'
     )
     mesh_lib.check_batch(mesh, config.evaluation.batch_size, 1, 'evaluation.batch_size')
+    _check_pairs(config, mesh)
     if with_data:
         dataset, statistics = dataset_lib.load(config.data)
         image_shape, num_examples = dataset.image_shape, len(dataset.train)
@@ -245,6 +253,29 @@ def _fill_in(config: Config, dataset: Dataset) -> Config:
         model=dataclasses.replace(config.model, num_classes=classes),
         data=dataclasses.replace(config.data, eval_split=dataset.eval.name),
     )
+
+
+def _check_pairs(config: Config, mesh: Mesh) -> None:
+    """Raise UserError unless each device and part of a batch has whole pairs where it needs them.
+
+    The partners of mixup and cutmix are a pair, and with pairs the parts of a batch, of which batch
+    normalisation takes the mean, are the same on any mesh.
+    """
+    training, model, augment = config.training, config.model, config.augment
+    layers = (getattr(model, name) for name in CONVOLUTIONS)
+    parts_have_means = training.accumulation_steps > 1 and any('bn' in x.after for x in layers)
+    copies_and_shards = mesh.shape['data'] * mesh.shape['shard'] * training.accumulation_steps
+    for needs, words in (
+        (augment.mixup_alpha > 0, 'augment.mixup_alpha > 0'),
+        (augment.cutmix_alpha > 0, 'augment.cutmix_alpha > 0'),
+        (parts_have_means, "'bn' and training.accumulation_steps > 1"),
+    ):
+        if needs and training.batch_size % (2 * copies_and_shards):
+            raise UserError(
+                f'config.training.batch_size = {training.batch_size} must be a multiple of '
+                f'{2 * copies_and_shards} with {words}, so that each device and part has pairs of '
+                'rows'
+            )
 
 
 def _check_sizes(experiment: Experiment) -> None:

@@ -105,7 +105,7 @@ class _Run:
             self._log_oldest()
         guard.expect(f'the save of step {step}', slow=True)
         with self.log.spending('other'):
-            guard.require_finite_parameters(step, state.params)
+            guard.require_finite_parameters(step, state.network)
             self.checkpoints.save(step, state, _meta(self.experiment), metrics)
             memory.trim()
 
@@ -119,7 +119,10 @@ class _Run:
             experiment.config.evaluation.final_views if last else experiment.config.evaluation.views
         )
         with self.log.spending('other'):
-            metrics = experiment.evaluate(state.params, views, self.stop.due)
+            metrics = experiment.evaluate(state.network, views, self.stop.due)
+            if metrics is not None and state.ema:
+                raw = experiment.evaluate(state.raw_network, views, self.stop.due)
+                metrics = raw and metrics | {f'eval_raw/{k[5:]}': v for k, v in raw.items()}
             if metrics is None:
                 return state
             guard.require_finite_loss(step, metrics['eval/loss'], 'in the evaluation')
@@ -151,9 +154,9 @@ def _resume_or_init(
         if source := experiment.config.training.init_from:
             assert experiment.dataset is not None
             classes = str(experiment.dataset.fingerprint()['class_names'])
-            wanted = experiment.abstract_state().params
-            params, loaded = pretrained.init_params(wanted, state.params, source, classes)
-            state, event = state.replace(params=params), {**event, **loaded}
+            wanted = experiment.abstract_state().network
+            network, loaded = pretrained.init_network(wanted, state.network, source, classes)
+            state, event = state.with_network(network), {**event, **loaded}
         return state, 0, False, event
     require_no_rise(
         restored.meta['config']['optim'],

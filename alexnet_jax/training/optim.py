@@ -43,8 +43,12 @@ _SOME_GAIN = 1e-30  # optax refuses 0, which here means that any gain counts
 
 
 _LAYERS = (*CONVOLUTIONS, 'fc6', 'fc7', 'fc8')
-_PARAMETERS = {*_LAYERS, 'kernel', 'bias'} | {
-    f'{layer}.{kind}' for layer in _LAYERS for kind in ('kernel', 'bias')
+_NORMS = tuple(name.replace('conv', 'bn') for name in CONVOLUTIONS)
+_PARAMETERS = {*_LAYERS, *_NORMS, 'kernel', 'scale', 'bias'} | {
+    f'{layer}.{kind}'
+    for layers, kinds in ((_LAYERS, ('kernel', 'bias')), (_NORMS, ('scale', 'bias')))
+    for layer in layers
+    for kind in kinds
 }
 
 
@@ -54,14 +58,15 @@ def _is_rate(value: Any) -> bool:
 
 _multipliers = tuple_of(
     lambda v: isinstance(v, tuple) and len(v) == 2 and v[0] in _PARAMETERS and _is_rate(v[1]),
-    words="a tuple of (layer, 'kernel', 'bias' or 'conv1.bias', factor), such as (('bias', 2.0),)",
+    words="a tuple of (layer, 'kernel', 'bias', 'scale' or 'conv1.bias', factor), such as "
+    "(('bias', 2.0),)",
 )
 _events = tuple_of(
     lambda v: (
         isinstance(v, tuple)
         and len(v) == 3
         and _is_rate(v[0])
-        and v[1] in ('all', *_LAYERS)
+        and v[1] in ('all', *_LAYERS, *_NORMS)
         and _is_rate(v[2])
     ),
     words="a tuple of (epoch, layer or 'all', rate), such as ((25, 'all', 0.001),)",

@@ -24,6 +24,7 @@ class TrainingConfig(Section):
     batch_size: int = field(integer(1))
     accumulation_steps: int = field(integer(1), role=NUMERICS)
     label_smoothing: float = field(number(0.0, 1.0), off=0.0)
+    ema_decay: float = field(number(0.0, 1.0), off=0.0)
     total_epochs: float = field(number(0.0), role=SCHEDULE)
     total_steps: int = field(integer(0), role=SCHEDULE)
     log_every_steps: int = field(integer(1), role=PLACE)

@@ -131,7 +131,7 @@ def test_keeps_the_latest_and_the_best_across_restarts(tmp_path):
     with _open(tmp_path) as checkpoints:
         latest = checkpoints.restore(_abstract(_state()), lambda meta: None)
         assert checkpoints.find('best') == (kept[0], META)
-        best, others = checkpoints.restore_params(kept[0], _abstract(_state()).params)
+        best, others = checkpoints.restore_network(kept[0], _abstract(_state()).params)
     assert latest is not None
     assert latest.step == 8
     assert not others
@@ -439,7 +439,7 @@ def test_any_name_that_the_file_system_allows(tmp_path, name):
             assert restored is not None
             _assert_equal(restored.state, _state(2))
         with pretrained.read_only(epath.Path(workdir)) as (checkpoints, step, _):
-            params, others = checkpoints.restore_params(step, _abstract(_state()).params)
+            params, others = checkpoints.restore_network(step, _abstract(_state()).params)
         assert not others
         jax.tree.map(np.testing.assert_array_equal, params, _state(2).params)
     assert os.listdir(tmp_path) == [name], 'and nothing is written anywhere else'

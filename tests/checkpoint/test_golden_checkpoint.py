@@ -71,7 +71,7 @@ def test_every_value_is_restored():
     with Checkpoints(epath.Path(GOLDEN)) as checkpoints:
         found = checkpoints.find()
         assert found is not None, HOW
-        restored, others = checkpoints.restore_params(found[0], _abstract(recorded))
+        restored, others = checkpoints.restore_network(found[0], _abstract(recorded))
     assert found[0] == STEP
     assert not others, HOW
     flat = {f'params.{name}': value for name, value in _values(restored).items()}
@@ -108,7 +108,7 @@ def test_a_run_goes_on_from_it(workdir, data_dir):
     ]
     with pretrained.read_only(workdir) as (checkpoints, step, _):
         wanted = build(typed(config)).abstract_state().params
-        params, others = checkpoints.restore_params(step, wanted)
+        params, others = checkpoints.restore_network(step, wanted)
     assert step == STEP + 1
     assert not others
     assert parameters_sha256(params) == _recorded()['sha256']  # at rate 0 nothing moves
@@ -118,7 +118,7 @@ def test_a_run_goes_on_from_it(workdir, data_dir):
 def test_a_run_begins_from_it(workdir, data_dir):
     experiment = build(typed(_config(data_dir)))
     classes = str(experiment.dataset.fingerprint()['class_names'])
-    params, event = pretrained.init_params(
+    params, event = pretrained.init_network(
         experiment.abstract_state().params,
         experiment.init_state().params,
         str(workdir / 'checkpoints' / str(STEP)),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from alexnet_jax.checkpoint.pretrained import init_params, read_only
+from alexnet_jax.checkpoint.pretrained import init_network, read_only
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training import loop
 from alexnet_jax.training.experiment import build
@@ -47,7 +47,7 @@ def saved(source):
     config.parallel.update(data=1, model=1)
     abstract = build(typed(config)).abstract_state().params
     with read_only(epath.Path(source / 'run')) as (checkpoints, step, _):
-        params, others = checkpoints.restore_params(step, abstract)
+        params, others = checkpoints.restore_network(step, abstract)
     assert not others
     return jax.device_get(params)
 
@@ -64,7 +64,7 @@ def _init(source, experiment, place='run', class_names=None):
     drawn = experiment.init_state().params
     wanted = experiment.abstract_state().params
     class_names = class_names or experiment.dataset.fingerprint()['class_names']
-    params, event = init_params(wanted, drawn, str(source / place), class_names)
+    params, event = init_network(wanted, drawn, str(source / place), class_names)
     shardings = [leaf.sharding for leaf in jax.tree.leaves(drawn)]
     assert [leaf.sharding for leaf in jax.tree.leaves(params)] == shardings
     return jax.device_get(drawn), jax.device_get(params), event
@@ -144,6 +144,6 @@ def test_a_run_begins_from_it_once_and_a_resumed_one_does_not_ask_again(source, 
     # Nothing was learned: the rate is 0, and the velocity began at 0.
     abstract = build(typed(config)).abstract_state().params
     with read_only(workdir) as (checkpoints, step, _):
-        params, _ = checkpoints.restore_params(step, abstract)
+        params, _ = checkpoints.restore_network(step, abstract)
     assert step == 2
     _assert_equal(jax.device_get(params), {name: saved[name] for name in params})

@@ -135,6 +135,39 @@ def test_a_signal_saves_and_ends(tmp_path, data_dir, clean, number, code):
         assert _digest(tmp_path, data_dir) == clean[0]
 
 
+RECIPE = (
+    '--config.augment.mixup_alpha=0.4',
+    '--config.augment.cutmix_alpha=1.0',
+    '--config.training.label_smoothing=0.1',
+    '--config.training.ema_decay=0.9',
+    "--config.model.conv1.after=('bn','activation','pool')",
+    "--config.model.conv2.after=('activation','bn','pool')",
+)
+
+
+def test_with_mixed_images_averages_and_batch_statistics(tmp_path, data_dir):
+    """A kill and a resume are bitwise the clean run, and one device reads what two have saved."""
+    clean, killed = tmp_path / 'clean', tmp_path / 'killed'
+    code, _, err = _finish(_start(clean, data_dir, *RECIPE))
+    assert code == 0, err
+    process = _start(killed, data_dir, *RECIPE)
+    _wait_for_step(process, killed, 23)
+    process.kill()
+    process.communicate()
+    code, _, err = _finish(_start(killed, data_dir, *RECIPE))
+    assert code == 0, err
+    assert [row['event'] for row in _rows(killed) if row['kind'] == 'event'].count('resumed') == 1
+    assert _losses(killed) == _losses(clean)
+    lines = set()
+    for workdir, devices in ((clean, 2), (killed, 2), (killed, 1)):
+        mesh = (f'--config.parallel.{name}={devices}' for name in ('cpu_devices', 'model'))
+        arguments = (*RECIPE, '--mode=evaluate', *mesh)
+        code, out, err = _finish(_start(workdir, data_dir, *arguments))
+        assert code == 0, err
+        lines.add(out.splitlines()[-1])
+    assert len(lines) == 1, lines
+
+
 def test_two_runs_in_one_workdir(tmp_path, data_dir):
     first = _start(tmp_path, data_dir)
     _wait_for_step(first, tmp_path, 1)

@@ -77,7 +77,7 @@ def run_jax(model, params, images, labels, rows, key, compiler_options=None):
     """Return (activations, loss, gradients); `key` None leaves the dropout to test time."""
 
     def everything(params, images, labels, rows, key):
-        (loss, logits), gradients = loss_and_gradients(
+        (loss, logits, _), gradients = loss_and_gradients(
             params, images, labels, rows, key, model=model
         )
         again, seen = model.apply({'params': params}, images, rows, key)
@@ -186,7 +186,8 @@ def test_label_smoothing_is_torchs(x64, smoothing):
         compiler_options=reference.QUICK_COMPILE,
     )
     rows = np.arange(4, dtype=np.int32)
-    (loss, logits), gradients = jax.device_get(run(params, images, labels, rows, jax.random.key(0)))
+    key = jax.random.key(0)
+    (loss, logits, _), gradients = jax.device_get(run(params, images, labels, rows, key))
     scores = torch.from_numpy(np.array(logits)).requires_grad_()
     theirs = functional.cross_entropy(
         scores, torch.from_numpy(labels).long(), label_smoothing=smoothing

@@ -142,12 +142,23 @@ RECIPE = (
     ('optim.warmup_epochs', 0.02),
     ('training.label_smoothing', 0.1),
 )
+# Mixed images and labels, a moving average, batch normalisation before and after the ReLU.
+MIXED = (
+    ('augment.mixup_alpha', 0.4),
+    ('augment.cutmix_alpha', 1.0),
+    ('training.label_smoothing', 0.1),
+    ('training.ema_decay', 0.9),
+    ('model.conv1.after', ('bn', 'activation', 'pool')),
+    ('model.conv2.after', ('activation', 'bn', 'pool')),
+    ('model.conv3.after', ('bn', 'activation')),
+    ('optim.weight_decay_multipliers', (('scale', 0.0), ('bn1.bias', 0.0))),
+)
 NO_HIDDEN = (('model.fc6.features', 0), ('model.fc7.features', 0))
 
 
 @functools.cache
-def _one_device_with(towers: int, changes: tuple[tuple[str, Any], ...]) -> Any:
-    return train(Run(towers, 1, 1, changes=changes), 4)
+def _one_device_with(towers: int, changes: tuple[tuple[str, Any], ...], parts: int = 1) -> Any:
+    return train(Run(towers, 1, 1, changes=changes, accumulation_steps=parts), 4)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +177,28 @@ def _one_device_with(towers: int, changes: tuple[tuple[str, Any], ...]) -> Any:
 def test_variants_are_as_on_one_device(x64, towers, data, model, backend, changes):
     losses, state = _one_device_with(towers, changes)
     got_losses, got = train(Run(towers, data, model, backend=backend, changes=changes), 4)
+    np.testing.assert_allclose(got_losses, losses, rtol=1e-9)
+    assert_close(got, state, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ('towers', 'data', 'model', 'backend', 'parts'),
+    [
+        (2, 2, 2, 'shard_map', 1),
+        (2, 2, 4, 'pmap', 1),
+        (2, 1, 4, 'shard_map', 2),
+        pytest.param(2, 8, 1, 'shard_map', 1, marks=pytest.mark.slow),
+        pytest.param(2, 1, 8, 'pmap', 1, marks=pytest.mark.slow),
+        pytest.param(2, 2, 4, 'pmap', 2, marks=pytest.mark.slow),
+        pytest.param(2, 4, 1, 'pmap', 2, marks=pytest.mark.slow),
+        pytest.param(1, 2, 2, 'shard_map', 1, marks=pytest.mark.slow),
+    ],
+)
+def test_mixed_images_batch_statistics_and_averages(x64, towers, data, model, backend, parts):
+    """Partners stay on their device, and statistics are those of the global batch or its parts."""
+    losses, state = _one_device_with(towers, MIXED, parts)
+    run = Run(towers, data, model, backend=backend, changes=MIXED, accumulation_steps=parts)
+    got_losses, got = train(run, 4)
     np.testing.assert_allclose(got_losses, losses, rtol=1e-9)
     assert_close(got, state, 1e-9)
 

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from alexnet_jax.input.augment import Augment
 from alexnet_jax.input.batch import Batch, Statistics
 from alexnet_jax.network.model import AlexNet
-from alexnet_jax.network.parameters import init_parameters
+from alexnet_jax.network.parameters import init_parameters, init_statistics, join_network
 from alexnet_jax.parallel import mesh as mesh_lib
 from alexnet_jax.training import step as step_lib
 from alexnet_jax.training.experiment import BATCH_SPECS
@@ -65,11 +65,13 @@ class Run:
         self.network = AlexNet(sections.model, collectives)
         plan = make_plan(sections.training, num_examples=1437)
         self.label_smoothing = sections.training.label_smoothing
+        self.ema_decay = sections.training.ema_decay
         self.optimizer = make_optimizer(sections.optim, plan)
         colour_steps = plan.first_step(sections.augment.colour_epochs)
         self.augment = Augment(sections.augment, colour_steps)
-        self.specs = step_lib.state_specs(self.network, self.optimizer, CROP)
-        state = _initial_state(self.network, self.optimizer, self.dtype)
+        ema = self.ema_decay > 0
+        self.specs = step_lib.state_specs(self.network, self.optimizer, CROP, ema=ema)
+        state = _initial_state(self.network, self.optimizer, self.dtype, ema)
         self.state = jax.device_put(state, mesh_lib.shardings(self.mesh, self.specs))
         self.batch = jax.device_put(host_batch(), mesh_lib.shardings(self.mesh, BATCH_SPECS))
         everywhere = NamedSharding(self.mesh, P())
@@ -86,6 +88,7 @@ class Run:
             seed=3,
             accumulation_steps=self.accumulation_steps,
             label_smoothing=self.label_smoothing,
+            ema_decay=self.ema_decay,
         )
         return mesh_lib.per_device(
             step, self.mesh, self.backend, (self.specs, BATCH_SPECS, P()), (self.specs, P())
@@ -95,18 +98,22 @@ class Run:
         """Loss and gradients, reduced, of one batch with dropout on and no other part of a step."""
         comm = self.network.collectives
 
-        def body(params, batch):
+        def body(params, batch_stats, batch):
             images = comm.gather_images(batch.images)[:, :7, :7].astype(self.dtype) - 100.0
             rows = step_lib.copy_rows(self.network, batch.labels.shape[0])
-            (loss, _), gradients = step_lib.loss_and_gradients(
-                params, images, batch.labels, rows, jax.random.key(5), model=self.network
+            (loss, _, _), gradients = step_lib.loss_and_gradients(
+                *(params, images, batch.labels, rows, jax.random.key(5)),
+                model=self.network,
+                batch_stats=batch_stats,
             )
             reduced = comm.sum_gradients(gradients, self.specs.params)
             return comm.mean_over_data(loss), reduced
 
-        specs = self.specs.params
-        run = mesh_lib.per_device(body, self.mesh, self.backend, (specs, BATCH_SPECS), (P(), specs))
-        loss, gradients = run(self.state.params, self.batch)
+        specs, of_stats = self.specs.params, self.specs.batch_stats
+        run = mesh_lib.per_device(
+            body, self.mesh, self.backend, (specs, of_stats, BATCH_SPECS), (P(), specs)
+        )
+        loss, gradients = run(self.state.params, self.state.batch_stats, self.batch)
         return loss.item(), jax.device_get(gradients)
 
 
@@ -117,25 +124,29 @@ def _weights(network: AlexNet) -> Any:
     return jax.tree.map(lambda leaf: random.normal(0.02, 0.2, leaf.shape), shapes)
 
 
-def _initial_state(network: AlexNet, optimizer: Any, dtype: str) -> step_lib.TrainState:
+def _initial_state(network: AlexNet, optimizer: Any, dtype: str, ema: bool) -> step_lib.TrainState:
     weights = _weights(network)
     params = jax.tree.map(lambda w: jnp.asarray(w, dtype), weights)
+    batch_stats = init_statistics(network, CROP)
     return step_lib.TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.rule.init(params),
         plateau=optimizer.init_plateau(),
+        batch_stats=batch_stats,
+        ema=jax.tree.map(jnp.copy, join_network(params, batch_stats)) if ema else {},
     )
 
 
 def train(run: Run, steps: int) -> tuple[list[float], Any]:
-    """Return the losses and, on the host, the weights and velocities after some steps."""
+    """Return the losses and, on the host, all that is averaged or learned after some steps."""
     step, state, losses = run.train_step(), run.state, []
     for _ in range(steps):
         with jax.transfer_guard_host_to_device('disallow'):  # the batch is on the devices
             state, metrics = step(state, run.batch, run.statistics)
         losses.append(metrics['train/loss'].item())
-    return losses, jax.device_get((state.params, state.opt_state))
+    learned = (state.params, state.opt_state, state.batch_stats, state.ema)
+    return losses, jax.device_get(learned)
 
 
 def assert_close(got: Any, want: Any, tolerance: float) -> None:

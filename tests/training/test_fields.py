@@ -25,11 +25,11 @@ from tests.typed_config import typed
 
 # What every convolution has here, so that each field of one has something to change.
 LAYER = {'features': 8, 'pool_window': 2, 'pool_stride': 1}
-LAYER |= {'after': ('activation', 'lrn', 'map_norm', 'pool')}
+LAYER |= {'after': ('activation', 'lrn', 'map_norm', 'bn', 'pool')}
 SIDE = 16
 NEW: dict[str, Any] = {
     'padding': (2, 1),
-    'after': ('pool', 'lrn', 'map_norm', 'activation'),
+    'after': ('pool', 'lrn', 'map_norm', 'bn', 'activation'),
     'initializer': 'he',
     'activation': 'tanh',
     'dtype': 'bfloat16',
@@ -98,7 +98,12 @@ def model(config):
     network = AlexNet(config.model)
     image, rows = jnp.zeros((2, SIDE, SIDE, 1)), jnp.arange(2, dtype=jnp.int32)
     key = jax.random.key(0)
-    return text(lambda k, x: network.init_with_output(k, x, rows, k), key, image)
+
+    def draw_and_run(key, images):
+        variables = network.init(key, images, rows, key)
+        return variables, network.apply(variables, images, rows, key, mutable=['batch_stats'])
+
+    return text(draw_and_run, key, image)
 
 
 def augment(config):
@@ -109,8 +114,13 @@ def augment(config):
         mean_image=jnp.ones((9, 9, 3)), eigenvectors=jnp.eye(3), std=jnp.ones(3)
     )
     rows, step = jnp.arange(2, dtype=jnp.int32), jnp.int32(0)
+
+    def training(key):
+        crops = ours.training(images, statistics, key, rows, step)
+        return ours.mix(crops, key, rows) if ours.mixes else crops
+
     return (
-        text(lambda k: ours.training(images, statistics, k, rows, step), jax.random.key(0)),
+        text(training, jax.random.key(0)),
         np.asarray(ours.view_corners((9, 9), 10)[1]).tolist(),
     )
 
@@ -141,7 +151,10 @@ def training(config):
     run = Run(
         *(2, 1, 1, 'float32'),
         accumulation_steps=config.training.accumulation_steps,
-        changes=(('training.label_smoothing', config.training.label_smoothing),),
+        changes=tuple(
+            (f'training.{name}', getattr(config.training, name))
+            for name in ('label_smoothing', 'ema_decay')
+        ),
     )
     traced = text(run.train_step(), run.state, run.batch, run.statistics)
     return plan, due, traced
