@@ -227,6 +227,9 @@ def get_config() -> ml_collections.ConfigDict:
         'ensemble_weights': 'mean',
         'ensemble_search_split': '',  # for 'search'
         'ensemble_dir': '',  # directory for errors, weights and all outputs (.npy); '': not written
+        # Directory in which --mode=evaluate writes a report of each class and the confusion matrix,
+        # as CSV and JSON; '': not written.
+        'report_dir': '',
     }
     config.checkpoint = {  # a checkpoint is also saved after each evaluation
         'save_every_steps': 2000,  # 0: only after evaluations

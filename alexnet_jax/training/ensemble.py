@@ -1,6 +1,5 @@
 """Evaluate an ensemble: the mean of its networks' softmax outputs, or their best mixture."""
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -24,8 +23,9 @@ from alexnet_jax.runtime import config as sections
 from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.run_log import initial_data, read_rows
-from alexnet_jax.training import guard, provenance
+from alexnet_jax.training import class_report, provenance
 from alexnet_jax.training.config import Config
+from alexnet_jax.training.evaluate import words
 from alexnet_jax.training.experiment import Experiment, build
 
 _logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def evaluate_ensemble(config: Config) -> None:
     `ensemble of N by mean|search top1_error X top5_error Y`, followed by the errors with ten views.
     All outputs are held in memory: 0.2 GB per network for 50,000 examples of 1000 classes, and
     twice that with ten views. They are also written to `evaluation.ensemble_dir`, if it is set, as
-    .npy files.
+    .npy files. The report of each class goes to `evaluation.report_dir`, if that is set.
 
     Raises UserError for a member that does not exist or was trained on another data set, and if the
     weights would be searched on examples of the evaluation.
@@ -74,25 +74,37 @@ def evaluate_ensemble(config: Config) -> None:
             f'config.evaluation.ensemble_dir = {directory} is the workdir of a run; name another'
         )
     split, search = _open_splits(config)
+    report_directory = class_report.open_directory(settings.report_dir)
     members = [_evaluate_member(config, place, split, search) for place in settings.ensemble]
     _require_different(members)
     weights = np.full(len(members), 1 / len(members))
     if search:
         best = [list(member.search_outputs.values())[-1] for member in members]
         weights = search_weights(best, members[0].search_labels)
-    metrics = _metrics(mix(weights, [m.outputs for m in members]), members[0].labels)
+    mixed, labels = mix(weights, [m.outputs for m in members]), members[0].labels
+    metrics = _metrics(mixed, labels)
     if jax.process_index() == 0:
         if directory:
             row = {'step': 0, 'epoch': 0.0, 'kind': 'eval'}
             row |= {'time_s': round(time.monotonic() - began, 3), **metrics}
             _save(directory, members, weights, row)
         for member, weight in zip(members, weights, strict=True):
-            words = _words(_metrics(member.outputs, member.labels))
+            alone = words(_metrics(member.outputs, member.labels))
             print(
                 f'{member.place} weight {weight:.4f} step {member.step} sha256 {member.sha256} '
-                f'{words}'
+                f'{alone}'
             )
-        print(f'ensemble of {len(members)} by {settings.ensemble_weights} {_words(metrics)}')
+        print(f'ensemble of {len(members)} by {settings.ensemble_weights} {words(metrics)}')
+    if report_directory:
+        networks = [
+            {'place': m.place, 'step': m.step, 'sha256': m.sha256, 'weight': float(weight)}
+            for m, weight in zip(members, weights, strict=True)
+        ]
+        about = {'ensemble': networks}
+        predicted = np.argmax(list(mixed.values())[-1], axis=1)  # of equal outputs the first
+        class_report.save(
+            report_directory, members[0].experiment, split, about, metrics, labels, predicted
+        )
     # If the other processes ended first, process 0 would abort.
     processes.wait_for_all('the ensemble is saved')
 
@@ -150,11 +162,6 @@ def _metrics(outputs: Outputs, labels: np.ndarray) -> dict[str, float]:
 def _positive(probabilities: np.ndarray) -> np.ndarray:
     """Return the probabilities in float64, raised above 0 so that their logarithms are finite."""
     return np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny)
-
-
-def _words(metrics: Mapping[str, float]) -> str:
-    errors = {name[len('eval/') :]: x for name, x in metrics.items() if name != 'eval/loss'}
-    return ' '.join(f'{name} {value:.4f}' for name, value in errors.items())
 
 
 def _as_trained(config: Config, meta: Mapping[str, Any]) -> Config:
@@ -239,18 +246,7 @@ def _require_different(members: Sequence[Member]) -> None:
 def _predict(experiment: Experiment, network: Any, split: Split) -> tuple[Outputs, np.ndarray]:
     """Return the softmax outputs and the labels of every example of a split, in its order."""
     step = experiment.probability_step(experiment.config.evaluation.final_views)
-    parts: dict[str, list[np.ndarray]] = {}
-    with contextlib.closing(experiment.eval_batches(split)) as batches:
-        for batch in batches:
-            guard.expect('a batch of the evaluation', slow=True)
-            outputs = step(network, batch, experiment.statistics)
-            real = processes.whole(batch.mask)
-            for name, array in {**outputs, 'labels': batch.labels}.items():
-                parts.setdefault(name, []).append(processes.whole(array)[real])
-    whole = {name: np.concatenate(rows) for name, rows in parts.items()}
-    labels = whole.pop('labels')
-    assert len(labels) == len(split), f'evaluated {len(labels)} examples of {len(split)}'
-    return whole, labels
+    return experiment.collect(step, network, split)
 
 
 def _save(

@@ -3,17 +3,19 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from alexnet_jax.input.augment import Augment
 from alexnet_jax.input.batch import Batch, Statistics
 from alexnet_jax.network.model import AlexNet
 from alexnet_jax.network.parameters import split_network
+from alexnet_jax.parallel import processes
 from alexnet_jax.runtime.config import PLACE, SCHEDULE, Section, field, integer, one_of, text
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.storage import path_field, paths_field
@@ -35,6 +37,7 @@ class EvaluationConfig(Section):
     ensemble_weights: str = field(one_of('mean', 'search'), role=SCHEDULE)
     ensemble_search_split: str = field(text, role=SCHEDULE)
     ensemble_dir: str = field(path_field, role=PLACE)
+    report_dir: str = field(path_field, role=PLACE, off='')
 
     def check(self) -> None:
         """Raise UserError if there is a split to search weights on but no search."""
@@ -74,11 +77,9 @@ def eval_step(
     sums = {
         'examples': jnp.sum(real, dtype=jnp.int32),
         'loss': jnp.sum(jnp.where(real, losses, 0)),
-        **_errors(logits[0], batch.labels, real, ''),
     }
-    if views == 10:
-        probabilities = jnp.mean(jax.nn.softmax(logits), axis=0)
-        sums |= _errors(probabilities, batch.labels, real, '_10_views')
+    for suffix, best in _rankings(logits).items():
+        sums |= _errors(best, batch.labels, real, suffix)
     return model.collectives.sum_over_data(sums)
 
 
@@ -101,6 +102,25 @@ def probability_step(
     return {'': outputs[0]} | ({'_10_views': jnp.mean(outputs, axis=0)} if views == 10 else {})
 
 
+def ranking_step(
+    network: Any,
+    batch: Batch,
+    statistics: Statistics,
+    *,
+    model: AlexNet,
+    augment: Augment,
+    views: int,
+) -> dict[str, jax.Array]:
+    """Return the five best classes of each example of one batch; the arguments are `eval_step`'s.
+
+    Returns:
+      int32 [rows of this copy, 5], the best class first: under `''` those of the centre crop, and
+      with ten views under `'_10_views'` those of the mean of their softmax outputs. `eval_step`
+      counts its errors in the same classes. They are fewer where the network has fewer classes.
+    """
+    return _rankings(_logits(network, batch, statistics, model, augment, views))
+
+
 def _logits(
     network: Any, batch: Batch, statistics: Statistics, model: AlexNet, augment: Augment, views: int
 ) -> jax.Array:
@@ -115,11 +135,21 @@ def _logits(
     return jax.lax.map(logits_of, augment.view_corners(images.shape[1:], views))
 
 
+def _rankings(logits: jax.Array) -> dict[str, jax.Array]:
+    """Return the five best classes by the logits of the first view, and by the mean of ten views.
+
+    Of classes with equal scores the one with the lower index ranks first.
+    """
+    scores = {'': logits[0]}
+    if len(logits) == 10:
+        scores['_10_views'] = jnp.mean(jax.nn.softmax(logits), axis=0)
+    return {suffix: jax.lax.top_k(s, min(5, s.shape[-1]))[1] for suffix, s in scores.items()}
+
+
 def _errors(
-    scores: jax.Array, labels: jax.Array, real: jax.Array, suffix: str
+    best: jax.Array, labels: jax.Array, real: jax.Array, suffix: str
 ) -> dict[str, jax.Array]:
-    """Count the top-1 and top-5 errors; of equal scores the lower index ranks first."""
-    _, best = jax.lax.top_k(scores, min(5, scores.shape[-1]))
+    """Count the top-1 and top-5 errors."""
     hits = best == labels[:, None]
     return {
         f'top1{suffix}': jnp.sum(real & ~hits[:, 0], dtype=jnp.int32),
@@ -156,3 +186,48 @@ def evaluate(
     by_length = sorted(totals.items(), key=lambda item: (len(item[0]), item[0]))  # one crop first
     errors = {f'eval/{name[:4]}_error{name[4:]}': count / examples for name, count in by_length}
     return {'eval/loss': loss, **errors}
+
+
+def collect(
+    step: Callable[..., dict[str, jax.Array]],
+    network: Any,
+    statistics: Statistics,
+    batches: Iterable[Batch],
+    num_examples: int,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return what `step` returns for each example, and the labels, in the order of the split.
+
+    `step` is the compiled `probability_step` or `ranking_step`. Raises AssertionError if the number
+    of examples is not `num_examples`.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    for batch in batches:
+        guard.expect('a batch of the evaluation', slow=True)
+        outputs = step(params, batch, statistics)
+        real = processes.whole(batch.mask)
+        for name, array in {**outputs, 'labels': batch.labels}.items():
+            parts.setdefault(name, []).append(processes.whole(array)[real])
+    whole = {name: np.concatenate(rows) for name, rows in parts.items()}
+    labels = whole.pop('labels')
+    assert len(labels) == num_examples, f'evaluated {len(labels)} examples of {num_examples}'
+    return whole, labels
+
+
+def errors_of(rankings: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+    """Return the errors of the rankings of all examples, named and computed as by `evaluate`."""
+    errors: dict[str, float] = {}
+    for suffix, best in rankings.items():
+        hits = best == labels[:, None]
+        errors[f'eval/top1_error{suffix}'] = float(np.mean(~hits[:, 0]))
+        errors[f'eval/top5_error{suffix}'] = float(np.mean(~hits.any(axis=1)))
+    return errors
+
+
+def errors_in(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the errors among the metrics of an evaluation without `eval/` in their names."""
+    return {name[len('eval/') :]: x for name, x in metrics.items() if name != 'eval/loss'}
+
+
+def words(metrics: Mapping[str, float]) -> str:
+    """Return the errors among the metrics as they are printed: `top1_error X top5_error Y`."""
+    return ' '.join(f'{name} {value:.4f}' for name, value in errors_in(metrics).items())

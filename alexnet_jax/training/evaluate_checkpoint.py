@@ -10,8 +10,9 @@ from alexnet_jax.checkpoint.checkpoints import Checkpoints
 from alexnet_jax.checkpoint.manifest import parameters_sha256
 from alexnet_jax.checkpoint.pretrained import read, restore_network
 from alexnet_jax.runtime.config import differences
-from alexnet_jax.training import provenance
+from alexnet_jax.training import class_report, provenance
 from alexnet_jax.training.config import Config
+from alexnet_jax.training.evaluate import errors_of, words
 from alexnet_jax.training.experiment import Experiment
 
 _logger = logging.getLogger(__name__)
@@ -21,8 +22,9 @@ def evaluate_checkpoint(experiment: Experiment, workdir: epath.Path) -> None:
     """Evaluate the checkpoint that `evaluation.checkpoint` names and print one line.
 
     The line is `step N sha256 HEX top1_error X top5_error Y`, followed by the errors with ten views
-    if they were asked for. Raises UserError if there is no sound checkpoint or it is of another
-    network.
+    if they were asked for. The report of each class goes to `evaluation.report_dir`, if that is
+    set. Raises UserError if there is no sound checkpoint, if it is of another network, and if the
+    report cannot be written.
     """
     config = experiment.config
     provenance.require_same_in_all_processes(experiment, 'evaluate')
@@ -37,11 +39,19 @@ def evaluate_checkpoint(experiment: Experiment, workdir: epath.Path) -> None:
         return step, restore_network(wanted, checkpoints, step, workdir)
 
     step, network = read(workdir, config.evaluation.checkpoint, restore)
-    metrics = experiment.evaluate(network, config.evaluation.final_views)
-    assert metrics is not None
+    assert experiment.dataset is not None
+    views, split = config.evaluation.final_views, experiment.dataset.eval
+    directory = class_report.open_directory(config.evaluation.report_dir)
+    if directory:  # one pass for both: what is printed and the report count the same predictions
+        rankings, labels = experiment.collect(experiment.ranking_step(views), network, split)
+        metrics = errors_of(rankings, labels)
+    else:
+        metrics = experiment.evaluate(network, views)
+        assert metrics is not None
     digest = parameters_sha256(network)
-    errors = ' '.join(
-        f'{k[len("eval/") :]} {v:.4f}' for k, v in metrics.items() if k != 'eval/loss'
-    )
     if jax.process_index() == 0:
-        print(f'step {step} sha256 {digest} {errors}')
+        print(f'step {step} sha256 {digest} {words(metrics)}')
+    if directory:
+        about = {'step': step, 'sha256': digest}
+        predicted = list(rankings.values())[-1][:, 0]  # of ten views, if there are ten
+        class_report.save(directory, experiment, split, about, metrics, labels, predicted)

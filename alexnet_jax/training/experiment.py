@@ -22,7 +22,13 @@ from alexnet_jax.parallel import processes
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training import dataset as dataset_lib
 from alexnet_jax.training.config import Config
-from alexnet_jax.training.evaluate import eval_step, evaluate, probability_step
+from alexnet_jax.training.evaluate import (
+    collect,
+    eval_step,
+    evaluate,
+    probability_step,
+    ranking_step,
+)
 from alexnet_jax.training.optim import Optimizer, make_optimizer
 from alexnet_jax.training.plan import Plan, make_plan
 from alexnet_jax.training.step import TrainState, init_state, state_specs, train_step
@@ -167,11 +173,16 @@ class Experiment:
     @functools.cache  # noqa: B019 - as above
     def probability_step(self, views: int) -> Callable[..., dict[str, jax.Array]]:
         """The jitted prediction step, `(network, batch, statistics) -> softmax outputs`."""
-        step = functools.partial(
-            probability_step, model=self.model, augment=self.augment, views=views
-        )
+        return self._of_each_example(probability_step, views)
+
+    @functools.cache  # noqa: B019 - as above
+    def ranking_step(self, views: int) -> Callable[..., dict[str, jax.Array]]:
+        """The jitted ranking step, `(network, batch, statistics) -> five best classes`."""
+        return self._of_each_example(ranking_step, views)
+
+    def _of_each_example(self, step: Callable[..., Any], views: int) -> Callable[..., Any]:
         return self._per_device(
-            step,
+            functools.partial(step, model=self.model, augment=self.augment, views=views),
             in_specs=(self.specs.network, BATCH_SPECS, mesh_lib.REPLICATED),
             out_specs=mesh_lib.LABELS,
         )
@@ -199,6 +210,13 @@ class Experiment:
             return evaluate(
                 self.eval_step(views), network, self.statistics, batches, len(split), stop
             )
+
+    def collect(
+        self, step: Callable[..., dict[str, jax.Array]], network: Any, split: Split
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return what a step returns for each example of a split, in its order, and the labels."""
+        with contextlib.closing(self.eval_batches(split)) as batches:
+            return collect(step, network, self.statistics, batches, len(split))
 
 
 def build(config: Config, *, with_data: bool = True, mesh: Mesh | None = None) -> Experiment:

@@ -165,9 +165,13 @@ def _held_up(run: Run, fifo: int) -> str:
         return file.read()
 
 
+def _contents(directory) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one_does(tmp_path, data_dir, x64, capsys):
-    """One checkpoint, then an ensemble, whose outputs are written on a slow disk."""
+    """One checkpoint, then an ensemble, whose outputs are written on a slow disk; their reports."""
     workdir = tmp_path / 'run'
     _alone(workdir, data_dir, 2, save_every_steps=1)
     places = tuple(str(workdir / 'checkpoints' / step) for step in '12')
@@ -176,16 +180,21 @@ def test_two_processes_evaluate_as_one_does(tmp_path, data_dir, x64, capsys):
     config.model.dtype = 'float64'
     config.parallel.update(data=1, model=1)
     config.evaluation.update(final_views=1, ensemble=places, ensemble_dir=str(tmp_path / 'one'))
+    config.evaluation.report_dir = str(tmp_path / 'report of one')
     capsys.readouterr()
     evaluate_checkpoint(build(typed(config)), epath.Path(workdir))
     evaluation = capsys.readouterr().out.splitlines()[-1]
+    report = _contents(tmp_path / 'report of one')
+    assert report.keys() == {'per_class.csv', 'confusion.csv', 'report.json'}
     evaluate_ensemble(typed(config))
     lines = capsys.readouterr().out.splitlines()
 
     arguments = ('--mode=evaluate', '--config.parallel.data=2', *FLOAT64)
+    arguments += (f'--config.evaluation.report_dir={tmp_path / "report of two"}',)
     with Run(2, workdir, data_dir, *arguments) as run:
         assert run.finish() == 0, run.output()
     assert run.output().splitlines().count(evaluation) == 1
+    assert _contents(tmp_path / 'report of two') == report
 
     two = tmp_path / 'two'
     two.mkdir()
@@ -199,6 +208,20 @@ def test_two_processes_evaluate_as_one_does(tmp_path, data_dir, x64, capsys):
         assert [member['place'] for member in members] == list(places)
         assert run.finish() == 0, run.output()
     assert [line for line in run.output().splitlines() if line in lines] == lines
+    assert _contents(tmp_path / 'report of two') == _contents(tmp_path / 'report of one')
     for name in ('labels', 'member_0', 'member_1'):
         got, want = (np.load(tmp_path / d / f'{name}.npy') for d in ('two', 'one'))
         np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_report_that_cannot_be_written_ends_every_process(tmp_path, data_dir, x64):
+    workdir = tmp_path / 'run'
+    _alone(workdir, data_dir, 1)
+    arguments = ('--mode=evaluate', '--config.parallel.data=2', *FLOAT64)
+    (tmp_path / 'file').touch()
+    place = f'--config.evaluation.report_dir={tmp_path / "file"}'
+    with Run(2, workdir, data_dir, *arguments, place) as run:
+        assert run.finish() == 2, run.output()
+    assert 'Traceback' not in run.output()
+    assert run.output().count('(File exists); change its permissions, or name another') == 2

@@ -11,7 +11,7 @@ import pytest
 
 from alexnet_jax.network.model import AlexNet
 from alexnet_jax.parallel.collectives import Collectives
-from alexnet_jax.training.evaluate import eval_step, evaluate
+from alexnet_jax.training.evaluate import collect, errors_of, eval_step, evaluate, ranking_step
 from tests import reference
 
 SHAPE, CROP = (7, 8, 1), 5
@@ -138,6 +138,28 @@ def test_padding_is_never_counted():
     assert right['top1'] == right['top5'] == 0
     nothing = count(model, batch._replace(mask=np.zeros(60, bool)), stats, views=10)
     assert set(nothing.values()) == {0}
+
+
+def test_what_is_collected_of_each_example_gives_the_errors_that_are_counted():
+    """With ties, ten views and padding; the batches keep their order."""
+    stats = statistics()._replace(mean_image=np.zeros(SHAPE, np.float32))
+    parts = [make_batch(60, num_classes=12, levels=4, seed=seed) for seed in range(3)]
+    model: Any = Pixels(12)
+    step = jax.jit(functools.partial(ranking_step, model=model, augment=AUGMENT, views=10))
+    counts = [count(model, batch, stats, views=10) for batch in parts]
+    real = sum(c['examples'] for c in counts)
+    rankings, labels = collect(step, None, typing.cast(Any, stats), parts, real)
+    want = np.concatenate([batch.labels[batch.mask] for batch in parts])
+    np.testing.assert_array_equal(labels, want)
+    got = errors_of(rankings, labels)
+    assert list(got) == [f'eval/top{k}_error{views}' for views in ('', '_10_views') for k in (1, 5)]
+    for name, error in got.items():
+        assert error == sum(c[name[len('eval/') :].replace('_error', '')] for c in counts) / real
+    for views, best in rankings.items():
+        assert best.shape == (real, 5)
+        assert got[f'eval/top1_error{views}'] == np.mean(best[:, 0] != labels)
+    with pytest.raises(AssertionError, match=f'evaluated {real} examples of 180'):
+        collect(step, None, typing.cast(Any, stats), parts, 180)
 
 
 def test_the_mask_may_be_numbers():
