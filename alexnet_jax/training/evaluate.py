@@ -203,7 +203,7 @@ def collect(
     parts: dict[str, list[np.ndarray]] = {}
     for batch in batches:
         guard.expect('a batch of the evaluation', slow=True)
-        outputs = step(params, batch, statistics)
+        outputs = step(network, batch, statistics)
         real = processes.whole(batch.mask)
         for name, array in {**outputs, 'labels': batch.labels}.items():
             parts.setdefault(name, []).append(processes.whole(array)[real])

@@ -1,9 +1,9 @@
 """The sbatch files under a stand-in for Slurm: what each task is told, and what follows its end."""
 
-import itertools
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,7 @@ exit "$highest"
 """
 # In place of python: records arguments and environment, ends with its entry of CODES.
 PYTHON = r"""#!/bin/bash
+if [[ $1 == launch/sweep_list.py ]]; then exec "$REAL" "$@"; fi
 printf '%s\n' "${@:1:$#-1}" >"$RECORD/arguments$SLURM_PROCID"  # without --first_step_file
 env -0 >"$RECORD/environment$SLURM_PROCID"
 codes=($CODES)
@@ -62,6 +63,7 @@ def job(tmp_path):
             cwd=cwd,
             env=os.environ
             | {'PATH': f'{programs}:{os.environ["PATH"]}', 'RECORD': str(tmp_path)}
+            | {'REAL': sys.executable}
             | JOB
             | environment,
             capture_output=True,
@@ -153,46 +155,59 @@ def test_requeues_have_a_bound(job, tmp_path):
     assert (tmp_path / 'scontrol').read_text() == 'requeue 4200\n'
 
 
-def test_outside_the_checkout(job, tmp_path):
-    run = job('train.sbatch', cwd=tmp_path)
+@pytest.mark.parametrize('file', ['train.sbatch', 'sweep.sbatch'])
+def test_outside_the_checkout(job, tmp_path, file):
+    run = job(file, cwd=tmp_path)
     assert (run.returncode, run.stderr) == (2, 'error: submit it in the checkout\n')
 
 
-SWEEP = ['DIR', 'optim.learning_rate=0.02,0.01,0.005', 'seed=0,1', '--', '--config=x.py']
+@pytest.fixture
+def sweep(job, tmp_path):
+    """Run one task of a sweep of three lines and two seeds."""
+    path = tmp_path / 'list of runs'
+    path.write_text('a\nb "--config.x.area=(0.08, 1.0)"\nc --config.x.y=a,b\n')
+    arguments = [str(path), '--config=x.py', '--workdir=D E', '--seeds=0,7']
+
+    def run(task: str, *options: str, **environment: str):
+        return job('sweep.sbatch', *arguments, *options, SLURM_ARRAY_TASK_ID=task, **environment)
+
+    return run
 
 
-def test_a_sweep_runs_every_combination_once(job, tmp_path):
-    seen = []
-    for index in range(6):
-        run = job('sweep.sbatch', *SWEEP, SLURM_ARRAY_TASK_ID=str(index))
+def test_a_sweep_runs_every_line_with_every_seed_once(sweep, tmp_path):
+    overrides = {'a': [], 'b': ['--config.x.area=(0.08, 1.0)'], 'c': ['--config.x.y=a,b']}
+    runs = [(name, seed) for name in overrides for seed in (0, 7)]
+    for task, (name, seed) in enumerate(runs):
+        run = sweep(str(task), '--config.z=1')
         assert run.returncode == 0, run.stderr
-        config, workdir, *fields = (tmp_path / 'arguments0').read_text().split()[3:]
-        assert config == '--config=x.py'
-        assert workdir == '--workdir=DIR/' + ','.join(f.removeprefix('--config.') for f in fields)
-        seen.append(fields)
-    product = itertools.product(['0.02', '0.01', '0.005'], ['0', '1'])
-    assert sorted(seen) == sorted(
-        [f'--config.optim.learning_rate={rate}', f'--config.seed={seed}'] for rate, seed in product
-    )
+        assert run.stderr == f'task {task} of 0 to 5: {name}_seed{seed}\n'
+        for process in range(4):
+            arguments = (tmp_path / f'arguments{process}').read_text().splitlines()
+            assert arguments == [
+                *('-m', 'alexnet_jax.main', '--distributed=slurm', '--config=x.py'),
+                *('--config.z=1', *overrides[name], f'--config.seed={seed}'),
+                f'--workdir=D E/{name}_seed{seed}',
+            ]
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'index', 'error'),
+    ('task', 'options', 'error'),
     [
-        (SWEEP, 6, 'there are fewer combinations than --array has tasks'),
-        (SWEEP[1:], 0, 'the first argument is the directory of the sweep'),
-        (['DIR', 'seed', '--', '--config=x.py'], 0, "'seed' is not FIELD=VALUE,VALUE,..."),
-        (SWEEP[:3], 0, "'--' and the arguments of alexnet_jax.main are missing"),
-        (['DIR', '--', '--config=x.py'], 0, 'there is no FIELD=VALUE,VALUE,... to sweep over'),
+        ('6', [], 'task 6 of the job array is not there; the list and the seeds make 6 runs: '),
+        ('', [], 'there is no job array; the list and the seeds make 6 runs: --array=0-5\n'),
+        ('0', ['--sedes=1'], "the command line: '--sedes=1' is not --workdir=DIR, "),
     ],
 )
-def test_a_wrong_sweep_ends_in_one_line(job, arguments, index, error):
-    run = job('sweep.sbatch', *arguments, SLURM_ARRAY_TASK_ID=str(index))
-    assert (run.returncode, run.stderr) == (2, f'error: {error}\n')
+def test_a_wrong_sweep_ends_in_one_line(sweep, tmp_path, task, options, error):
+    run = sweep(task, *options)
+    assert (run.returncode, run.stdout) == (2, '')
+    assert run.stderr.startswith(f'error: {error}')
+    assert run.stderr.count('\n') == 1
+    assert not (tmp_path / 'srun').exists()
 
 
-def test_a_sweep_requeues_like_a_single_run(job, tmp_path):
-    run = job('sweep.sbatch', *SWEEP, SLURM_ARRAY_TASK_ID='0', CODES='143 143 143 143')
+def test_a_sweep_requeues_like_a_single_run(sweep, tmp_path):
+    run = sweep('0', CODES='143 143 143 143')
     assert run.returncode == 143
     assert (tmp_path / 'scontrol').read_text() == 'requeue 4200\n'
 

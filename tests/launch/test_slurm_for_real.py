@@ -137,12 +137,14 @@ def test_what_is_the_users_to_mend_is_not_tried_again(slurm, submit, tmp_path):
 
 
 def test_a_sweep(slurm, submit, tmp_path):
-    arguments = (str(tmp_path), 'seed=5,6', 'training.total_steps=4', '--')
-    job = submit('sweep.sbatch', *arguments, last='--mode=train', options=('--array=0-1',))
+    runs = tmp_path / 'runs.txt'
+    runs.write_text('short --config.training.total_steps=4\n')
+    options = (str(runs), f'--workdir={tmp_path}')
+    job = submit('sweep.sbatch', *options, last='--seeds=5,6', options=('--array=0-1',))
     losses = []
     for index, seed in enumerate((5, 6)):
         slurm.wait(f'{job}_{index}', 'COMPLETED', timeout_s=180)
-        workdir = tmp_path / f'seed={seed},training.total_steps=4'
+        workdir = tmp_path / f'short_seed{seed}'
         assert json.loads((workdir / 'config.json').read_text())['seed'] == seed
         losses.append([r['train/loss'] for r in rows(workdir) if r['kind'] == 'train'])
     assert [len(run) for run in losses] == [4, 4]

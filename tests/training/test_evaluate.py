@@ -58,10 +58,10 @@ def make_batch(n: int, num_classes: int, levels: int, seed: int, shape=SHAPE) ->
     return Batch(images, labels, rng.random(n) < 2 / 3)
 
 
-def count(model, batch, stats, views, augment=AUGMENT, params=None):
+def count(model, batch, stats, views, augment=AUGMENT, network=()):
     step = functools.partial(eval_step, model=model, augment=augment, views=views)
     jitted = jax.jit(step, compiler_options=reference.QUICK_COMPILE)
-    return {name: x.item() for name, x in jax.device_get(jitted(params, batch, stats)).items()}
+    return {name: x.item() for name, x in jax.device_get(jitted(dict(network), batch, stats)).items()}
 
 
 def slow_crops(images, mean_image, crop_px):
@@ -194,7 +194,7 @@ def test_alexnet_is_evaluated_on_the_ten_crops(x64):
     batch = batch._replace(labels=logits[0].argmax(axis=1).astype(np.int32))
     want = slow_count(logits, batch)
     assert want['top1'] == 0 < want['top1_10_views'] < 12, 'the data can tell'
-    got = count(model, batch, stats, views=10, augment=augment, params=params)
+    got = count(model, batch, stats, views=10, augment=augment, network=params)
     assert got.pop('loss') == pytest.approx(want.pop('loss'), rel=1e-9)
     assert got == want
 
