@@ -25,7 +25,7 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.run_log import initial_data, read_rows
 from alexnet_jax.training import class_report, provenance
 from alexnet_jax.training.config import Config
-from alexnet_jax.training.evaluate import words
+from alexnet_jax.training.evaluate import require_finite_outputs, words
 from alexnet_jax.training.experiment import Experiment, build
 
 _logger = logging.getLogger(__name__)
@@ -216,6 +216,8 @@ def _evaluate_member(config: Config, place: str, split: Split, search: Split | N
     search_outputs, search_labels = (
         _predict(experiment, network, search) if search else ({}, labels)
     )
+    everything = (*outputs.values(), *search_outputs.values())
+    require_finite_outputs(place, all(np.isfinite(array).all() for array in everything))
     examples = meta['data']['train_examples']
     return Member(
         place=place,

@@ -138,12 +138,27 @@ def _logits(
 def _rankings(logits: jax.Array) -> dict[str, jax.Array]:
     """Return the five best classes by the logits of the first view, and by the mean of ten views.
 
-    Of classes with equal scores the one with the lower index ranks first.
+    Of classes with equal scores the one with the lower index ranks first. Where a score is not
+    finite, all five are -1, so that the example counts as wrong.
     """
     scores = {'': logits[0]}
     if len(logits) == 10:
         scores['_10_views'] = jnp.mean(jax.nn.softmax(logits), axis=0)
-    return {suffix: jax.lax.top_k(s, min(5, s.shape[-1]))[1] for suffix, s in scores.items()}
+
+    def best(s: jax.Array) -> jax.Array:
+        finite = jnp.all(jnp.isfinite(s), axis=-1, keepdims=True)
+        return jnp.where(finite, jax.lax.top_k(s, min(5, s.shape[-1]))[1], jnp.int32(-1))
+
+    return {suffix: best(s) for suffix, s in scores.items()}
+
+
+def require_finite_outputs(network: str, finite: bool) -> None:
+    """Raise UserError, naming the network, unless all of its outputs are finite."""
+    if not finite:
+        raise UserError(
+            f'the outputs of {network} are not finite for some images, so they are no predictions; '
+            'choose another checkpoint, or a config.model.dtype with a wider range'
+        )
 
 
 def _errors(

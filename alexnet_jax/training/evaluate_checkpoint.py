@@ -1,9 +1,11 @@
 """Evaluate one checkpoint, on any mesh."""
 
 import logging
+import math
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from alexnet_jax.checkpoint.checkpoints import Checkpoints
@@ -12,7 +14,7 @@ from alexnet_jax.checkpoint.pretrained import read, restore_network
 from alexnet_jax.runtime.config import differences
 from alexnet_jax.training import class_report, provenance
 from alexnet_jax.training.config import Config
-from alexnet_jax.training.evaluate import errors_of, words
+from alexnet_jax.training.evaluate import errors_of, require_finite_outputs, words
 from alexnet_jax.training.experiment import Experiment
 
 _logger = logging.getLogger(__name__)
@@ -44,10 +46,12 @@ def evaluate_checkpoint(experiment: Experiment, workdir: epath.Path) -> None:
     directory = class_report.open_directory(config.evaluation.report_dir)
     if directory:  # one pass for both: what is printed and the report count the same predictions
         rankings, labels = experiment.collect(experiment.ranking_step(views), network, split)
-        metrics = errors_of(rankings, labels)
+        metrics, finite = errors_of(rankings, labels), bool(np.all(rankings[''] >= 0))
     else:
         metrics = experiment.evaluate(network, views)
         assert metrics is not None
+        finite = math.isfinite(metrics['eval/loss'])
+    require_finite_outputs(f'checkpoint {step} in {workdir}', finite)
     digest = parameters_sha256(network)
     if jax.process_index() == 0:
         print(f'step {step} sha256 {digest} {words(metrics)}')

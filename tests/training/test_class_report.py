@@ -201,6 +201,18 @@ def test_the_report_counts_what_is_printed(command, tmp_path, views, parallel):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('report', [True, False])
+def test_outputs_that_are_not_finite_are_one_line_and_no_report(command, tmp_path, report):
+    directory = tmp_path / 'report'
+    arguments = [f'--config.evaluation.report_dir={directory}'] if report else []
+    code, out, err = command('--mode=evaluate', '--config.augment.pixel_divisor=1e-38', *arguments)
+    assert code == 2
+    assert 'sha256' not in out
+    assert 'are not finite for some images' in err.splitlines()[-1]
+    assert not list(directory.glob('*'))
+
+
+@pytest.mark.slow
 def test_a_report_of_an_ensemble(life, command, tmp_path):
     root, _ = life
     places = [str(root / name) for name in ('run', 'other')]

@@ -186,6 +186,19 @@ def test_the_home_directory_may_be_written_short(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_outputs_that_are_not_finite_are_one_line(runs, tmp_path, monkeypatch, capsys):
+    predict = ensemble._predict
+
+    def overflowing(*arguments):
+        outputs, labels = predict(*arguments)
+        outputs[''][3] = np.nan
+        return outputs, labels
+
+    monkeypatch.setattr(ensemble, '_predict', overflowing)
+    with pytest.raises(UserError, match=rf'the outputs of {runs}/0 are not finite'):
+        _evaluate(runs, tmp_path, capsys)
+
+
 @pytest.mark.parametrize(
     ('change', 'words'),
     [

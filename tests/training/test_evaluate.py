@@ -61,7 +61,9 @@ def make_batch(n: int, num_classes: int, levels: int, seed: int, shape=SHAPE) ->
 def count(model, batch, stats, views, augment=AUGMENT, network=()):
     step = functools.partial(eval_step, model=model, augment=augment, views=views)
     jitted = jax.jit(step, compiler_options=reference.QUICK_COMPILE)
-    return {name: x.item() for name, x in jax.device_get(jitted(dict(network), batch, stats)).items()}
+    return {
+        name: x.item() for name, x in jax.device_get(jitted(dict(network), batch, stats)).items()
+    }
 
 
 def slow_crops(images, mean_image, crop_px):
@@ -148,7 +150,7 @@ def test_what_is_collected_of_each_example_gives_the_errors_that_are_counted():
     step = jax.jit(functools.partial(ranking_step, model=model, augment=AUGMENT, views=10))
     counts = [count(model, batch, stats, views=10) for batch in parts]
     real = sum(c['examples'] for c in counts)
-    rankings, labels = collect(step, None, typing.cast(Any, stats), parts, real)
+    rankings, labels = collect(step, {}, typing.cast(Any, stats), parts, real)
     want = np.concatenate([batch.labels[batch.mask] for batch in parts])
     np.testing.assert_array_equal(labels, want)
     got = errors_of(rankings, labels)
@@ -159,7 +161,7 @@ def test_what_is_collected_of_each_example_gives_the_errors_that_are_counted():
         assert best.shape == (real, 5)
         assert got[f'eval/top1_error{views}'] == np.mean(best[:, 0] != labels)
     with pytest.raises(AssertionError, match=f'evaluated {real} examples of 180'):
-        collect(step, None, typing.cast(Any, stats), parts, 180)
+        collect(step, {}, typing.cast(Any, stats), parts, 180)
 
 
 def test_the_mask_may_be_numbers():
@@ -268,7 +270,7 @@ def test_real_steps_over_batches_give_the_errors_of_the_whole():
     step = jax.jit(
         functools.partial(eval_step, model=typing.cast(Any, model), augment=AUGMENT, views=10)
     )
-    metrics = evaluate(step, None, stats, parts, num_examples=7)
+    metrics = evaluate(step, {}, stats, parts, num_examples=7)
     assert metrics is not None
     assert metrics.pop('eval/loss') == pytest.approx(want['loss'] / 7, rel=1e-5)
     assert metrics == {
