@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from alexnet_jax.training import config as config_lib
+from configs import imagenette_small, modern
 from tests.local_run import QUICK, losses, rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +47,23 @@ def test_each_line_is_a_run_with_each_seed(write):
         for name, overrides in (('a', []), ('b.2', ['--config.x.y=1', '--config=y.py']))
         for seed in (0, 12)
     ]
+
+
+@pytest.mark.parametrize('file', sorted((ROOT / 'configs').glob('*.txt')), ids=lambda f: f.stem)
+def test_the_lists_of_the_repository_load(file):
+    config = file.with_suffix('.py')
+    for run in read(str(file), f'--config={config}', '--workdir=DIR'):
+        config_lib.load(config, [word for word in run if word.startswith('--config.')])
+
+
+def test_the_small_modern_run_has_the_recipe_of_modern():
+    runs = read('configs/imagenette_small.txt', *SHARED)
+    (words,) = (run for run in runs if run[-1] == '--workdir=DIR/modern_seed0')
+    overrides = [word for word in words if word.startswith('--config.')]
+    got = config_lib.load(ROOT / 'configs/imagenette_small.py', overrides)
+    want = modern.use_recipe(imagenette_small.get_config())
+    want.optim.warmup_epochs = 1.33  # 40 epochs in place of 150
+    assert got == config_lib.Config.from_dict(want.to_dict())
 
 
 @pytest.mark.parametrize(
