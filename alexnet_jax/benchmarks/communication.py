@@ -116,7 +116,8 @@ def least(config: Config, data: int, model: int) -> Table:
     Each image is sent to one device and gathered over `tower`. The towers exchange activations
     where a layer sees both, in fc6 and fc7 (gathered forward, scattered backward) and at the logits
     (summed forward). Along `shard` the convolutions split the rows and the fully connected layers
-    split the units. Each gradient is summed over the devices that hold the same weight.
+    split the units. Each gradient is summed over the devices that hold the same weight. Batch
+    normalisation sums means and variances, forward and backward, over the devices with other rows.
     """
     sizes = dict(mesh_lib.abstract_mesh(data, model, config.model.towers).shape)
     rows = config.training.batch_size // data  # of one copy
@@ -146,6 +147,13 @@ def least(config: Config, data: int, model: int) -> Table:
             exchange(('tower',), name, rows_of_shard * layer.inputs)
         if layer.normed:
             exchange(('tower',), name.replace('conv', 'lrn'), rows_of_shard * layer.normed)
+        if 'bn' in layer.after:
+            maps = layer.features // sizes['tower'] * wide
+            bn, others = name.replace('conv', 'bn'), ('data', 'shard')
+            need(others, bn, 'forward', 'psum', 2 * parts, 2 * parts * maps)
+            need(others, bn, 'backward', 'psum', 2 * parts, 2 * parts * maps)
+            for axis in others:  # of scale and bias
+                need((axis,), bn, 'gradients', 'psum', 2, 2 * maps)
         if name in ('fc6', 'fc7'):
             if layer.of_maps and both:
                 exchange(('shard',), name, rows * layer.inputs)
@@ -182,6 +190,7 @@ class _Layer(NamedTuple):
     biases: int
     normed: int  # number of values of one image that are normalised across towers
     of_maps: bool  # whether its inputs are maps instead of units of a fully connected layer
+    after: tuple[str, ...] = ()  # the operations that follow a convolution
 
 
 def _layer_table(config: Config) -> Iterator[_Layer]:
@@ -203,7 +212,9 @@ def _layer_table(config: Config) -> Iterator[_Layer]:
             if operation == 'pool':
                 beyond = layer.pool_stride - 1 if layer.pool_partial else 0
                 side = (side - layer.pool_window + beyond) // layer.pool_stride + 1
-        yield _Layer(name, inputs, both, weights * places, maps, maps * places, normed, True)
+        yield _Layer(
+            name, inputs, both, weights * places, maps, maps * places, normed, True, layer.after
+        )
     units, of_maps = side**2 * maps, True
     for name in ('fc6', 'fc7'):
         layer = getattr(model, name)
@@ -244,7 +255,7 @@ def _axes(equation: Any, sizes: dict[str, int]) -> tuple[str, ...]:
 
 def _layer_and_part(stack: str) -> tuple[str, str]:
     """Return the layer and the part that the named scopes give, such as ('conv3', 'backward')."""
-    layer = re.search(r'(conv|lrn|fc)\d', stack)
+    layer = re.search(r'(conv|lrn|bn|fc)\d', stack)
     if not layer:
         return next(name for name in ('images', 'metrics') if name in stack), '-'
     for part in ('gradients', 'norms'):

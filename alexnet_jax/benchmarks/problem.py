@@ -136,7 +136,10 @@ _RIVALS_CAN = {
     **dict.fromkeys(('model.num_classes', 'model.towers', 'model.dropout'), _ANY),
     **{f'model.conv?.{name}': _ANY for name in ('features', 'kernel', 'stride', 'padding')},
     **{f'model.conv?.{name}': _ANY for name in ('sees_both_towers', 'pool_window', 'pool_stride')},
-    'model.conv?.after': Rule(lambda v: 'map_norm' not in v, "a tuple without 'map_norm'"),
+    'model.conv?.after': Rule(
+        lambda v: not {'map_norm', 'bn'} & set(v), "a tuple without 'map_norm' and 'bn'"
+    ),
+    **{f'model.bn.{name}': _ANY for name in ('momentum', 'epsilon')},  # the same
     **dict.fromkeys(('model.conv?.local', 'model.conv?.pool_partial'), _only(False)),
     'model.fc[67].features': Rule(lambda v: v > 0, 'above 0'),
     'model.fc[67].sees_both_towers': _only(True),
@@ -160,7 +163,9 @@ _RIVALS_CAN = {
     **dict.fromkeys(('optim.lr_multipliers', 'optim.weight_decay_multipliers'), _only(())),
     'optim.events': _only(()),
 }
-_COMPARED = ('model.', 'augment.', 'optim.')  # the sections that define what a step computes
+# The sections that define what a step computes; of `training`, the fields that were added later.
+_COMPARED = ('model.', 'augment.', 'optim.', 'training.')
+_GIVEN = {'training.batch_size', 'training.init_from'}  # these programs take them from ours
 
 
 def require_known_to_rivals(config: Config) -> None:
@@ -170,7 +175,11 @@ def require_known_to_rivals(config: Config) -> None:
         matching = [p for p in _RIVALS_CAN if fnmatch.fnmatchcase(name, p)]
         if matching:
             rule = _RIVALS_CAN[matching[0]]
-        elif name.startswith(_COMPARED) and declared.metadata['role'] == MEANING:
+        elif (
+            name.startswith(_COMPARED)
+            and declared.metadata['role'] == MEANING
+            and name not in _GIVEN
+        ):
             rule = _only(declared.default)
         else:
             continue

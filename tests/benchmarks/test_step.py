@@ -216,6 +216,7 @@ def test_a_comparison_takes_one_device_and_pytorch(monkeypatch):
         ('model.conv3.local', True),
         ('model.conv1.pool_partial', True),
         ('model.conv2.after', ('activation', 'lrn', 'map_norm', 'pool')),
+        ('model.conv2.after', ('activation', 'bn', 'pool')),
         ('model.fc6.sees_both_towers', False),
         ('model.fc7.features', 0),
         ('model.lrn.divide_alpha', True),
@@ -230,6 +231,9 @@ def test_a_comparison_takes_one_device_and_pytorch(monkeypatch):
         ('optim.lr_multipliers', (('bias', 2.0),)),
         ('optim.weight_decay_multipliers', (('bias', 0.0),)),
         ('optim.events', ((1, 'all', 0.1),)),
+        ('augment.mixup_alpha', 0.4),
+        ('training.label_smoothing', 0.1),
+        ('training.ema_decay', 0.9),
     ],
 )
 def test_what_the_other_programs_do_not_compute_is_refused(ours, name, value):

@@ -86,7 +86,12 @@ def test_golden_numbers_by_the_paper_s_table():
 
 @pytest.mark.parametrize(
     'changes',
-    [{'model.dtype': 'bfloat16'}, {'model.num_classes': 7}, {'model.conv6.features': 8}],
+    [
+        {'model.dtype': 'bfloat16'},
+        {'model.num_classes': 7},
+        {'model.conv6.features': 8},
+        {'model.conv1.after': ('bn', 'activation', 'pool'), 'model.dtype': 'bfloat16'},
+    ],
 )
 def test_other_networks_send_the_least_too(changes):
     config = _config(2, tiny, {'training.accumulation_steps': 2, **changes})
