@@ -97,7 +97,7 @@ def test_conv1_and_its_gradients_are_pytorchs(x64, after, training):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_averages_are_float32_whatever_the_arithmetic(dtype):
     model = network(**{'conv1.after': BEFORE, 'conv2.after': AFTERWARDS, 'dtype': dtype})
-    fresh = init_statistics(model, IMAGE)
+    fresh = jax.jit(lambda: init_statistics(model, IMAGE))()
     assert {x.dtype for x in jax.tree.leaves(fresh)} == {np.dtype('float32')}
     images = reference.smooth_images(2, IMAGE, seed=2).astype(np.float32)
     params = jax.tree.map(
@@ -118,7 +118,7 @@ def test_averages_are_float32_whatever_the_arithmetic(dtype):
 
 def test_a_network_is_its_parameters_and_averages(x64):
     model = network(**{'conv2.after': BEFORE})
-    stats = init_statistics(model, IMAGE)
+    stats = jax.jit(lambda: init_statistics(model, IMAGE))()
     params = reference.draw_parameters(model, IMAGE, seed=1)
     joined = join_network(params, stats)
     assert set(joined['bn2']) == {'scale', 'bias', 'mean', 'var'}

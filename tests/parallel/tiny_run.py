@@ -127,7 +127,7 @@ def _weights(network: AlexNet) -> Any:
 def _initial_state(network: AlexNet, optimizer: Any, dtype: str, ema: bool) -> step_lib.TrainState:
     weights = _weights(network)
     params = jax.tree.map(lambda w: jnp.asarray(w, dtype), weights)
-    batch_stats = init_statistics(network, CROP)
+    batch_stats = jax.jit(lambda: init_statistics(network, CROP))()
     return step_lib.TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -54,6 +54,7 @@ def _config(tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_evaluations_and_those_who_load_a_run_use_it(tmp_path, capsys):
     """The checkpoint holds both; `init_from` takes the average and begins a new one with it."""
     workdir = epath.Path(tmp_path / 'run')
@@ -91,6 +92,7 @@ def test_evaluations_and_those_who_load_a_run_use_it(tmp_path, capsys):
     assert plain.evaluate(drawn.with_network(network).network, 1) == averaged
 
 
+@pytest.mark.slow
 def test_a_run_cannot_begin_or_end_to_average_midway(tmp_path):
     workdir = epath.Path(tmp_path / 'run')
     assert loop.train(build(typed(_config(tmp_path))), workdir) == 0
