@@ -8,6 +8,7 @@ damaged; neither is loaded.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import operator
@@ -91,7 +92,7 @@ class Checkpoints:
             self._inode = _inode(self._directory)
             # The directory as Orbax takes it; see `storage.literal`.
             self._path = stack.enter_context(storage.literal(self._directory))
-            stack.enter_context(_no_calls_of_closed_loops())
+            _silence_calls_of_closed_loops()
             self._manager = self._open(config, read_only)
             stack.callback(self._manager.close)
             self._sealer = stack.enter_context(futures.ThreadPoolExecutor(1, 'seal'))
@@ -410,11 +411,12 @@ def _inode(directory: epath.Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-@contextlib.contextmanager
-def _no_calls_of_closed_loops() -> Iterator[None]:
+@functools.cache
+def _silence_calls_of_closed_loops() -> None:
     """Print no tracebacks of tensorstore's calls to a loop that Orbax has closed after an error.
 
-    There are dozens when a save fails, and the error itself is raised, too.
+    There are dozens when a save fails, and the error itself is raised, too. Some come after the
+    checkpoints are closed, so this holds until the process ends.
     """
     before = sys.unraisablehook
 
@@ -423,10 +425,6 @@ def _no_calls_of_closed_loops() -> Iterator[None]:
             before(unraisable)
 
     sys.unraisablehook = hook
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
 
 
 def _to_tree(state: Any) -> dict[str, Any]:
