@@ -193,11 +193,11 @@ class Augment:
     def _mixture(
         self, key: jax.Array, row: jax.Array, size: int, dtype: Any
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """Draw how a row is mixed: the weight of its own pixels in a box, (top, left, bottom,
-        right); outside the box it is 1.
+        """Draw how a row is mixed: the weight of its own pixels in a box, and that box.
 
-        In mixup (Zhang, 2018) the box is the whole image. In cutmix (Yun, 2019) the weight is 0.
-        With both, either has probability 1/2.
+        The box is (top, left, bottom, right), int32 scalars; outside it the weight is 1. In mixup
+        (Zhang, 2018) it is the whole image. In cutmix (Yun, 2019) the weight is 0. With both,
+        either has probability 1/2.
         """
         which_key, mixup_key, cutmix_key, centre_key = jax.random.split(
             jax.random.fold_in(jax.random.fold_in(key, row), 3), 4
