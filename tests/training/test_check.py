@@ -116,9 +116,10 @@ def test_the_numbers_are_those_of_numpy(data_dir):
     """conv1 by the slow convolution: scale, difference between images, units that are 0."""
     fields = {'model__conv1__init_bias': -9.0, 'model__conv1__features': 4}
     experiment = build(_typed(data_dir, training__batch_size=6, **fields))
-    params = experiment.init_state().params
+    state = experiment.init_state()
+    params = state.params
     batch = check._first_batch(experiment)
-    look = check._snapshot(experiment, params, batch)
+    look = check._snapshot(experiment, state, batch)
     mean = experiment.host_statistics.mean_image
     crops = batch.images.astype(np.float64) - mean
     assert look.pixel_std == pytest.approx(crops.std(), rel=1e-5)
