@@ -4,7 +4,7 @@
     python -m alexnet_jax.main --config=configs/imagenette_small.py
 
 Needs:    the archive of `imagenette`.
-Cost:     2,960 steps of batch 128; a quarter of an hour on two CPU cores.
+Cost:     2,960 steps of batch 128; 13 minutes on two CPU cores.
 Expected: see docs/results.md.
 
 Each layer has a quarter of the paper's units, and the crops of 112 pixels leave 2 x 2 positions to
