@@ -5,7 +5,7 @@
 
 Needs:    the data set of `imagenette`.
 Cost:     2,220 steps of batch 128, as for `imagenette`.
-Expected: see docs/results.md.
+Expected: not known; it was not run to its end yet.
 """
 
 import ml_collections

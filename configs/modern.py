@@ -51,5 +51,4 @@ def use_recipe(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         rate_inside_velocity=False,  # the form of today's libraries
     )
     config.training.label_smoothing = 0.1  # Szegedy (2016); MindSpore
-    config.evaluation.final_views = 10
     return config

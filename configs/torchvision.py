@@ -7,8 +7,8 @@ Cost:     90 epochs, 4.1444 GFLOP per image. Not run.
 Expected: the published weights have 43.48 % top-1 and 20.93 % top-5 validation error with one crop.
 
 This is not the paper's network: it has fewer kernels in conv1 to conv4, one tower, and dropout of
-the inputs of fc6 and fc7. It was trained with torchvision's crops of random size, which this
-program does not have.
+the inputs of fc6 and fc7. It was trained with crops of random size, which are off here:
+--config.augment.resized_crop_area="(0.08,1.0)" turns them on.
 """
 
 import ml_collections

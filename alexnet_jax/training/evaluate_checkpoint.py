@@ -46,7 +46,8 @@ def evaluate_checkpoint(experiment: Experiment, workdir: epath.Path) -> None:
     directory = class_report.open_directory(config.evaluation.report_dir)
     if directory:  # one pass for both: what is printed and the report count the same predictions
         rankings, labels = experiment.collect(experiment.ranking_step(views), network, split)
-        metrics, finite = errors_of(rankings, labels), bool(np.all(rankings[''] >= 0))
+        metrics = errors_of(rankings, labels)
+        finite = all(np.all(best >= 0) for best in rankings.values())
     else:
         metrics = experiment.evaluate(network, views)
         assert metrics is not None
