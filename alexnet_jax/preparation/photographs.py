@@ -115,7 +115,7 @@ def write_photographs(
     report = {'data_set': f'{name}/{version}', 'classes': len(class_names), **(findings or {})}
 
     def review(directory: epath.Path, reviews: Mapping[str, shard_files.Review]) -> None:
-        _write_report(directory, report | _findings(reviews, ignored, settings))
+        _write_report(directory, report | _findings(reviews, ignored, {**settings, 'turn': turn}))
         left_out = sum(split.left_out for split in reviews.values())
         where = f'{directory / REPORT} lists them'
         if left_out and not skip_broken:
