@@ -186,7 +186,7 @@ class Checkpoints:
                 force=True,
             )
         if jax.process_index() == 0:
-            self._sealing = self._sealer.submit(self._seal, step, _kinds(_flat(tree)))
+            self._sealing = self._sealer.submit(self._seal, step, kinds(tree))
         self._begun = step
 
     def _make_way(self, step: int, evaluated: bool) -> bool:
@@ -333,12 +333,7 @@ class Checkpoints:
             if name.startswith(f'{part}.')
         }
         have = {name: saved[place] for name, place in places.items()}
-        want = _kinds(_flat(abstract_network))
-        others = {
-            name: f'{_describe(have.get(name))} there, {_describe(want.get(name))} here'
-            for name in sorted(have.keys() | want.keys())
-            if have.get(name) != want.get(name)
-        }
+        others = differences_in_kind(have, kinds(abstract_network))
         chosen = {k: leaf for k, leaf in _flat(abstract_network).items() if k not in others}
         if not chosen:
             return {}, others
@@ -374,7 +369,7 @@ class Checkpoints:
 
     def _check_leaves(self, step: int, tree: Any) -> None:
         """Raise UserError unless names, shapes and dtypes match; Orbax would silently cast."""
-        have, want = self._open_arrays(step), _kinds(_flat(tree))
+        have, want = self._open_arrays(step), kinds(tree)
         for name in sorted(have.keys() | want.keys()):
             if have.get(name) != want.get(name):
                 raise UserError(
@@ -399,7 +394,7 @@ class Checkpoints:
     def _saved_kinds(self, step: int) -> dict[str, tuple]:
         """Open every array of a step, and return its shape and dtype."""
         handler = ocp.StandardCheckpointHandler()
-        return _kinds(_flat(handler.metadata(self._path / str(step) / 'state')))
+        return kinds(handler.metadata(self._path / str(step) / 'state'))
 
 
 def _inode(directory: epath.Path) -> tuple[int, int] | None:
@@ -444,8 +439,18 @@ def _flat(tree: Any) -> dict[str, Any]:
     return traverse_util.flatten_dict(dict(tree), sep='.')
 
 
-def _kinds(flat: Mapping[str, Any]) -> dict[str, tuple]:
-    return {name: (leaf.shape, np.dtype(leaf.dtype)) for name, leaf in flat.items()}
+def kinds(tree: Any) -> dict[str, tuple]:
+    """Return the shape and dtype of each leaf of nested dicts, by dotted names."""
+    return {name: (x.shape, np.dtype(x.dtype)) for name, x in _flat(tree).items()}
+
+
+def differences_in_kind(there: Mapping[str, tuple], here: Mapping[str, tuple]) -> dict[str, str]:
+    """Return the leaves whose shapes or dtypes differ, or that one side lacks, with both."""
+    return {
+        name: f'{_describe(there.get(name))} there, {_describe(here.get(name))} here'
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    }
 
 
 def _describe(leaf: tuple | None) -> str:

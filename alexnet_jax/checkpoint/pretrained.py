@@ -1,6 +1,7 @@
 """Load the parameters of an earlier run, for evaluation or to initialise a new run."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -8,7 +9,9 @@ from typing import Any, TypeVar
 import jax
 from etils import epath
 
-from alexnet_jax.checkpoint.checkpoints import Checkpoints
+from alexnet_jax.checkpoint import weights
+from alexnet_jax.checkpoint.checkpoints import Checkpoints, differences_in_kind, kinds
+from alexnet_jax.input import sources
 from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import UserError
 
@@ -105,38 +108,71 @@ def init_network(
     Args:
       wanted: shape, dtype and sharding of the new run's network.
       network: the new run's network as drawn.
-      source: WORKDIR for the latest checkpoint, or WORKDIR/checkpoints/STEP.
+      source: WORKDIR for the latest checkpoint, WORKDIR/checkpoints/STEP, or a weights file.
       class_names: the digest of the new run's class names.
 
     Returns:
       The network, and what to log: `init_step`, `init_data`, `loaded`, `drawn_anew`.
 
-    Raises UserError if there is no sound checkpoint, or if none of its parameters fits.
+    Raises UserError if there is no sound checkpoint or file, or if none of its parameters fits.
     """
-    anew: dict[str, str] = {}
-
-    def restore(checkpoints: Checkpoints, step: int, meta: dict[str, Any]) -> Any:
-        known = dict(wanted)
-        anew.clear()
-        if meta['data']['class_names'] != class_names:
-            known.pop('fc8')
-            anew['fc8'] = 'other classes'
-        return step, meta, *checkpoints.restore_network(step, known)
-
     place = storage.resolve(source, 'config.training.init_from')
-    step, meta, loaded, others = read(place, 'latest', restore)
+    if place.is_file():
+        found = _in_file(place, wanted, class_names)
+    else:
+        restore = functools.partial(_in_checkpoint, wanted=wanted, class_names=class_names)
+        found = read(place, 'latest', restore)
+    step, data, loaded, anew = found
     if not loaded:
         raise UserError(
             f'config.training.init_from = {source}: none of its parameters fits, for example '
-            f'{next(f"{k} is {v}" for k, v in others.items())}; choose a run of the same network'
+            f'{next(f"{k} is {v}" for k, v in anew.items())}; choose a run of the same network'
         )
-    anew |= {k: v for k, v in others.items() if not (k.startswith('fc8.') and 'fc8' in anew)}
     for name, reason in anew.items():
         _logger.info('%s is not taken from %s: %s', name, source, reason)
     leaves = {layer: {**network[layer], **loaded.get(layer, {})} for layer in network}
     return leaves, {
         'init_step': step,
-        'init_data': meta['data']['train_name'],
+        'init_data': data,
         'loaded': ' '.join(f'{k}.{name}' for k, layer in sorted(loaded.items()) for name in layer),
         'drawn_anew': '; '.join(f'{name} ({reason})' for name, reason in anew.items()),
     }
+
+
+def _in_checkpoint(
+    checkpoints: Checkpoints, step: int, meta: dict[str, Any], *, wanted: Any, class_names: str
+) -> tuple[int, str, Any, dict[str, str]]:
+    """Return step, data set, the leaves that fit, and for the others why they do not."""
+    known, anew = _without_other_classes(wanted, meta['data']['class_names'] == class_names)
+    loaded, others = checkpoints.restore_network(step, known)
+    return step, meta['data']['train_name'], loaded, _reasons(others, anew)
+
+
+def _in_file(
+    path: epath.Path, wanted: Any, class_names: str
+) -> tuple[int, str, Any, dict[str, str]]:
+    """Return the same as `_in_checkpoint` for a weights file."""
+    trained = weights.read(path)
+    same_classes = sources.class_names_digest(trained.class_names) == class_names
+    known, anew = _without_other_classes(wanted, same_classes)
+    others = differences_in_kind(kinds(trained.network), kinds(known))
+    loaded: dict[str, dict[str, jax.Array]] = {}
+    for layer, leaves in known.items():
+        for name, leaf in leaves.items():
+            if f'{layer}.{name}' not in others:
+                array = trained.network[layer][name]
+                placed = jax.make_array_from_callback(leaf.shape, leaf.sharding, array.__getitem__)
+                loaded.setdefault(layer, {})[name] = placed
+    about = trained.about
+    return about.get('step', 0), about.get('data', ''), loaded, _reasons(others, anew)
+
+
+def _without_other_classes(wanted: Any, same_classes: bool) -> tuple[Any, dict[str, str]]:
+    """Return what may be taken: all of it, or all but fc8 if its classes are others."""
+    if same_classes:
+        return wanted, {}
+    return {k: leaves for k, leaves in wanted.items() if k != 'fc8'}, {'fc8': 'other classes'}
+
+
+def _reasons(others: dict[str, str], anew: dict[str, str]) -> dict[str, str]:
+    return anew | {k: v for k, v in others.items() if not (k.startswith('fc8.') and 'fc8' in anew)}

@@ -180,7 +180,7 @@ class Dataset:
         return {
             'image_shape': _times(self.image_shape),
             'classes': self.num_classes,
-            'class_names': _digest('\n'.join(self.class_names).encode()),
+            'class_names': class_names_digest(self.class_names),
             **{
                 f'{k}_{f}': v for k, split in splits.items() for f, v in split.fingerprint().items()
             },
@@ -419,6 +419,11 @@ def _state(path: str) -> tuple[int, int]:
 
 def _times(shape: Sequence[int | None]) -> str:
     return 'x'.join('?' if size is None else str(size) for size in shape)
+
+
+def class_names_digest(class_names: Sequence[str]) -> str:
+    """Return what identifies the names of the classes and their order."""
+    return _digest('\n'.join(class_names).encode())
 
 
 def digest_of_each(items: Iterable[Any]) -> str:

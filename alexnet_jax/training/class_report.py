@@ -1,11 +1,9 @@
 """Report an evaluation class by class: recall, precision, F1 and the confusion matrix."""
 
-import csv
 import dataclasses
 import functools
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +13,10 @@ from alexnet_jax.input.sources import Split
 from alexnet_jax.parallel import processes
 from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.spreadsheet import to_csv
 from alexnet_jax.training.evaluate import errors_in
 from alexnet_jax.training.experiment import Experiment
 
-_FORMULA = ('=', '+', '-', '@', '\t', '\r')  # a spreadsheet computes a cell that begins with these
 _PREDICTIONS = {
     1: 'the class with the largest output for the centre crop',
     10: 'the class with the largest mean of the softmax outputs of ten views',
@@ -68,12 +66,13 @@ class ClassReport:
         header = ('index', 'name', 'examples', 'recall', 'precision', 'f1')
         columns = (self.class_names, self.examples, self.recall, self.precision, self.f1)
         rows = ((index, *row) for index, row in enumerate(zip(*columns, strict=True)))
-        return _csv([header, *rows])
+        return to_csv([header, *rows]).encode()
 
     def confusion_csv(self) -> bytes:
         """Return the counts with a row for each true and a column for each predicted class."""
         counts = zip(self.class_names, self.confusion.tolist(), strict=True)
-        return _csv([('true class', *self.class_names), *((name, *row) for name, row in counts)])
+        rows = [('true class', *self.class_names), *((name, *row) for name, row in counts)]
+        return to_csv(rows).encode()
 
     def json(self, about: Mapping[str, Any]) -> bytes:
         """Return one JSON object with `about` at its beginning; null stands for what is undefined.
@@ -169,17 +168,6 @@ def save(
 def _ratios(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
     pairs = zip(parts.tolist(), wholes.tolist(), strict=True)
     return [part / whole if whole else None for part, whole in pairs]
-
-
-def _csv(rows: Iterable[Iterable[Any]]) -> bytes:
-    """Return a table as CSV (RFC 4180) whose texts no spreadsheet takes for formulas."""
-    text = io.StringIO()
-    csv.writer(text).writerows(map(_cell, row) for row in rows)
-    return text.getvalue().encode()
-
-
-def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _json(value: Any) -> str:

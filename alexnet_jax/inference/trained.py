@@ -1,0 +1,106 @@
+"""Read a trained network: from a run, by its checkpoints, or from a weights file."""
+
+import io
+import json
+import zipfile
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import SingleDeviceSharding
+
+from alexnet_jax.checkpoint import pretrained, weights
+from alexnet_jax.checkpoint.checkpoints import Checkpoints
+from alexnet_jax.checkpoint.weights import TrainedNetwork
+from alexnet_jax.input import sources
+from alexnet_jax.input.batch import Statistics
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.network.parameters import init_parameters, init_statistics, join_network
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.config import Config
+
+_PREPARATION = ('size', 'encoding', 'turn')  # the settings that change pixels
+
+
+def read(place: epath.Path, which: str = 'latest') -> TrainedNetwork:
+    """Read a trained network to the memory of the host.
+
+    `place` is a weights file, WORKDIR, or WORKDIR/checkpoints/STEP. For WORKDIR, `which` is
+    'latest', 'best' or a step. If the run kept a moving average of its weights, they are that.
+    Raises UserError if there is no sound checkpoint or file.
+    """
+    if place.is_file():
+        if which != 'latest':
+            raise UserError(f'{place} is one file and has no checkpoint {which}; leave that out')
+        return weights.read(place)
+    if not place.exists():
+        raise UserError(f'{place} does not exist; name the workdir of a run, or a weights file')
+
+    def restore(checkpoints: Checkpoints, step: int, meta: dict[str, Any]) -> TrainedNetwork:
+        return _restore(place, checkpoints, step, meta)
+
+    return pretrained.read(place, which, restore)
+
+
+def _restore(
+    place: epath.Path, checkpoints: Checkpoints, step: int, meta: dict[str, Any]
+) -> TrainedNetwork:
+    workdir = pretrained.workdir_of(place)
+    config = Config.from_dict(meta['config'])
+    about, statistics = _read_data(workdir)
+    names = tuple(about['class_names'])
+    if sources.class_names_digest(names) != meta['data']['class_names']:
+        raise UserError(
+            f'{workdir / "data"} has the class names of other data than checkpoint {step}; bring '
+            'back the files of that run'
+        )
+    with jax.enable_x64(config.model.dtype == 'float64'):
+        wanted = abstract_network(config, statistics.mean_image.shape[-1])
+        device = SingleDeviceSharding(jax.local_devices()[0])
+        wanted = jax.tree.map(lambda x: x.update(sharding=device), wanted)
+        network = pretrained.restore_network(wanted, checkpoints, step, workdir)
+        network = jax.tree.map(np.asarray, network)
+    saved = config.to_dict()
+    saved['data']['dir'] = ''  # a directory of this machine
+    preparation = about['preparation'] or {}
+    return TrainedNetwork(
+        network=network,
+        config=saved,
+        class_names=names,
+        statistics=statistics,
+        preparation={key: preparation[key] for key in _PREPARATION if key in preparation},
+        about={'run': workdir.name, 'step': step, 'data': meta['data']['train_name']},
+    )
+
+
+def abstract_network(config: Config, channels: int) -> Any:
+    """Return shape and dtype of each leaf of the network, see `join_network`."""
+    model, side = AlexNet(config.model), config.augment.crop_px
+
+    def init(key: jax.Array) -> Any:
+        shape = (side, side, channels)
+        return join_network(init_parameters(model, shape, key), init_statistics(model, shape))
+
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def _read_data(workdir: epath.Path) -> tuple[dict[str, Any], Statistics]:
+    """Return what `provenance.save` has written about the data, and the statistics."""
+    directory = workdir / 'data'
+    try:
+        about = json.loads((directory / 'data.json').read_text())
+        content = io.BytesIO((directory / 'statistics.npz').read_bytes())
+        with np.load(content, allow_pickle=False) as arrays:
+            statistics = Statistics(**{k: np.asarray(arrays[k]) for k in Statistics._fields})
+        return {k: about[k] for k in ('class_names', 'preparation')}, statistics
+    except FileNotFoundError as error:
+        raise UserError(
+            f'{error.filename} is missing; start the training of that run once more with its data, '
+            'which writes the file'
+        ) from error
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f'{directory} is damaged ({type(error).__name__}); delete it and start the training of '
+            'that run once more with its data, which writes it'
+        ) from error
