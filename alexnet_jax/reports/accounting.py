@@ -44,11 +44,11 @@ class Time:
     """How the seconds in the log were spent: the first four add up to `logged_s`.
 
     `computing_s` and `waiting_s` are the training: steps * batch size / images per second, where
-    the speed of a step is that of the row that counts it, or the median of the run for the steps of
-    each start that no row with a speed counts. `waiting_s` is the share of it, weighted by time,
-    that the rows give as `perf/data_wait`. `starting_s` is the time of each start up to its first
-    row of training, without the training in it. `other_s` is what is left: evaluations, saves, and
-    any time in which nothing went on.
+    the speed of a step is that of the row that counts it. The steps of each start that no row with
+    a speed counts have the median speed of the run, but take no more time than passed. `waiting_s`
+    is the share of the training, weighted by time, that the rows give as `perf/data_wait`.
+    `starting_s` is the time of each start up to its first row of training, without the training in
+    it. `other_s` is what is left: evaluations, saves, and any time in which nothing went on.
     """
 
     logged_s: float
@@ -138,7 +138,7 @@ def time_of(rows: Sequence[Mapping[str, Any]], batch_size: int, saved_starts: in
     estimated = 0
     starts = starts_of(rows)
     for start in starts:
-        step, first = start.first_step, None
+        step, at_s, first = start.first_step, start.began_s, None
         for row in start.rows:
             if row['kind'] != 'train':
                 continue
@@ -146,20 +146,21 @@ def time_of(rows: Sequence[Mapping[str, Any]], batch_size: int, saved_starts: in
                 # Its time includes the compilation, so it has no speed.
                 first = row
                 lead = row['step'] - step
+                passed_s = row['time_s'] - at_s
                 estimated += lead
-                training_s += lead * usual_s
-                starting_s += max(row['time_s'] - start.began_s - lead * usual_s, 0.0)
-                step = row['step']
+                training_s += min(lead * usual_s, passed_s)
+                starting_s += max(passed_s - lead * usual_s, 0.0)
+                step, at_s = row['step'], row['time_s']
             elif _SPEED in row:
                 seconds = (row['step'] - step) * batch_size / row[_SPEED]
                 known_s += seconds
                 waiting_s += row.get(_WAIT, 0.0) * seconds
-                step = row['step']
+                step, at_s = row['step'], row['time_s']
         if first is None:
-            starting_s += start.ended_s - start.began_s
+            starting_s += start.ended_s - at_s
         else:
             estimated += start.last_step - step
-            training_s += (start.last_step - step) * usual_s
+            training_s += min((start.last_step - step) * usual_s, start.ended_s - at_s)
     training_s += known_s
     share = waiting_s / known_s if known_s else 0.0
     logged_s = float(rows[-1]['time_s'])

@@ -24,6 +24,7 @@ _FREE_IN_FIG_1 = (
     'training.eval_every_epochs',
 )
 
+_MANY = 40  # evaluations of which more have smaller dots in `draw_run`
 # Colours of `draw_run` -> variables of CSS, so that a page has others in the dark.
 _INK, _FAINT, *_LINES = ('#010101', '#020202', '#030303', '#040404', '#050505', '#060606')
 _VARIABLES = {_INK: 'ink', _FAINT: 'faint'} | {c: f'line-{n}' for n, c in enumerate(_LINES, 1)}
@@ -148,7 +149,9 @@ def draw_run(run: Run) -> list[Drawing]:
             figure, axes = _small('cross-entropy' if name == 'loss' else 'top-1 error')
             _plot(axes, epochs, values, _LINES[0], linewidth=0.7, alpha=0.5)
             _plot(axes, *epoch_means(epochs, values), _LINES[0], linewidth=2)
-            axes.plot(*_series(run, f'eval/{name}'), 'o', color=_LINES[1], markersize=4)
+            evaluations = _series(run, f'eval/{name}')
+            size = 4 if evaluations[0].size <= _MANY else 2
+            axes.plot(*evaluations, 'o', color=_LINES[1], markersize=size)
             axes.axhline(least, color=_FAINT, linewidth=1, linestyle='--')
             axes.set_ylim(0, None)
             caption = f'{parts}; the dots are evaluations. {chance}'
@@ -167,7 +170,7 @@ def draw_run(run: Run) -> list[Drawing]:
             if epochs.size:
                 axes.plot(
                     epochs, values, color=colour, linestyle=line, marker=marker, label=label,
-                    markersize=5 if epochs.size <= 40 else 2,
+                    markersize=5 if epochs.size <= _MANY else 2,
                 )  # fmt: skip
         axes.set_ylim(0, None)
         axes.legend(frameon=False, labelcolor=_INK)

@@ -210,8 +210,8 @@ def html(page: Page, drawings: Sequence[figures.Drawing], examples: Sequence[Exa
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        'percent': lambda share: f'{100 * share:.2f} %',
-        'whole_percent': lambda share: f'{100 * share:.1f} %',
+        'percent': lambda share: f'{100 * share:.2f}\u00a0%',
+        'whole_percent': lambda share: f'{100 * share:.1f}\u00a0%',
         'count': lambda number: f'{number:,}',
         'figure': lambda value: '' if value is None else f'{value:.4f}'.rstrip('0').rstrip('.'),
         'speed': lambda value: f'{value:,.0f}' if value >= 100 else f'{value:.1f}',
@@ -293,9 +293,9 @@ def _damage_named(path: epath.Path) -> Iterator[None]:
 
 
 def _in_words(metric: str) -> str:
-    """Return `top-1 error, ten views` for `eval/top1_error_10_views`."""
+    """Return `top-1 error with ten views` for `eval/top1_error_10_views`."""
     words = metric.removeprefix('eval/').replace('top1_', 'top-1 ').replace('top5_', 'top-5 ')
-    return words.replace('error_10_views', 'error, ten views')
+    return words.replace('error_10_views', 'error with ten views')
 
 
 def _evaluation(row: Mapping[str, Any]) -> Evaluation:

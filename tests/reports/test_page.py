@@ -130,6 +130,15 @@ def test_the_time_of_a_run_is_accounted_for():
     assert time.steps_again == 0
 
 
+def test_steps_without_a_speed_take_no_more_time_than_passed():
+    # 20 of the 41 steps have a speed and take 20 s; those before took 5 s and those after 3 s.
+    rows = [event(0, 1.0, 'started'), train(11, 5.0), train(31, 25.0, 100.0, 0.5)]
+    time = accounting.time_of([*rows, evaluation(41, 28.0, 0.5)], batch_size=100, saved_starts=0)
+    assert time.estimated_steps == 11 + 10
+    assert (time.computing_s, time.waiting_s) == (14.0, 14.0)
+    assert (time.starting_s, time.other_s, time.goodput) == (0.0, 0.0, 0.5)
+
+
 def test_the_speed_is_that_of_the_rows_that_have_one():
     speed = accounting.speed_of(ROWS)
     assert (speed.rows, speed.median, speed.least, speed.largest) == (3, 100, 50, 100)
@@ -187,7 +196,7 @@ def test_a_run_of_the_paper_stands_beside_the_paper(tmp_path):
     saved_run.save(tmp_path / 'run', config, rows)
     found = page.gather(epath.Path(tmp_path / 'run'))
     assert [(row.metric, row.paper, row.run_2012, row.ours) for row in found.compared] == [
-        ('top-1 error, ten views', 40.7, 40.664, pytest.approx(41.0))
+        ('top-1 error with ten views', 40.7, 40.664, pytest.approx(41.0))
     ]
     rows[1]['epoch'] = 80.0  # too early
     saved_run.save(tmp_path / 'early', config, rows)
@@ -281,7 +290,7 @@ def test_the_command_writes_a_page_that_loads_nothing(tmp_path, capsys):
     used = [value[1:] for name, value in elements.attributes if name == 'href' and value[0] == '#']
     assert set(used) <= set(ids)
     words = elements.text()
-    assert 'gave 50.00 % top-1 error, 25.00 % top-5 error and 37.50 % top-1 error, ten' in words
+    assert 'gave 50.00 % top-1 error, 25.00 % top-5 error and 37.50 % top-1 error with ten' in words
     assert 'was at step 31: 25.00 % top-1 error and 12.50 % top-5 error' in words
     assert '49.0 % of the logged time' in words
 
