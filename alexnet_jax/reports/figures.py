@@ -1,7 +1,10 @@
 """Draw figures of runs, finished or not: curves over the epochs, and the paper's Fig. 1."""
 
+import dataclasses
+import io
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +23,20 @@ _FREE_IN_FIG_1 = (
     *('model.activation', 'optim.learning_rate', 'training.total_epochs', 'training.total_steps'),
     'training.eval_every_epochs',
 )
+
+_MANY = 40  # evaluations of which more have smaller dots in `draw_run`
+# Colours of `draw_run` -> variables of CSS, so that a page has others in the dark.
+_INK, _FAINT, *_LINES = ('#010101', '#020202', '#030303', '#040404', '#050505', '#060606')
+_VARIABLES = {_INK: 'ink', _FAINT: 'faint'} | {c: f'line-{n}' for n, c in enumerate(_LINES, 1)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure of one run as an SVG element to stand in a page of HTML."""
+
+    title: str
+    caption: str
+    svg: str  # colours are the variables --ink, --faint and --line-1 to --line-4 of CSS
 
 
 def draw_curves(
@@ -112,6 +129,97 @@ def in_words(row: Mapping[str, Any]) -> str:
     epoch, epochs = row['epoch'], row['epochs']
     where = f'25 % after {epoch:.2f} epochs' if epoch else f'not at 25 % in {epochs:.2f} epochs'
     return f'{row["activation"]}, rate {row["learning_rate"]:g}: {where}'
+
+
+def draw_run(run: Run) -> list[Drawing]:
+    """Draw a run's loss, errors and learning rate over the epochs, each for a page of HTML.
+
+    A figure for which the run has no numbers yet is left out. The elements have no colours of their
+    own and a transparent background; see `Drawing`.
+    """
+    chance, classes = 'The dashed line is chance.', run.fields['model.num_classes']
+    parts = 'The thin line is the logged steps, the thick line their mean in each epoch'
+    drawings = []
+    for name, title, least in (
+        ('loss', 'Training loss', math.log(classes)),
+        ('top1_error', 'Training error', 1 - 1 / classes),
+    ):
+        epochs, values = _series(run, f'train/{name}')
+        if epochs.size:
+            figure, axes = _small('cross-entropy' if name == 'loss' else 'top-1 error')
+            _plot(axes, epochs, values, _LINES[0], linewidth=0.7, alpha=0.5)
+            _plot(axes, *epoch_means(epochs, values), _LINES[0], linewidth=2)
+            evaluations = _series(run, f'eval/{name}')
+            size = 4 if evaluations[0].size <= _MANY else 2
+            axes.plot(*evaluations, 'o', color=_LINES[1], markersize=size)
+            axes.axhline(least, color=_FAINT, linewidth=1, linestyle='--')
+            axes.set_ylim(0, None)
+            caption = f'{parts}; the dots are evaluations. {chance}'
+            drawings.append(_inline(figure, title, caption))
+    errors = {
+        'eval/top1_error': ('top-1', '-', 'o'),
+        'eval/top5_error': ('top-5', '--', 's'),
+        'eval/top1_error_10_views': ('top-1, ten views', '', '^'),
+        'eval/top5_error_10_views': ('top-5, ten views', '', 'v'),
+    }
+    series = {name: _series(run, name) for name in errors}
+    if any(epochs.size for epochs, _ in series.values()):
+        figure, axes = _small('error')
+        for colour, (name, (label, line, marker)) in zip(_LINES, errors.items(), strict=True):
+            epochs, values = series[name]
+            if epochs.size:
+                axes.plot(
+                    epochs, values, color=colour, linestyle=line, marker=marker, label=label,
+                    markersize=5 if epochs.size <= _MANY else 2,
+                )  # fmt: skip
+        axes.set_ylim(0, None)
+        axes.legend(frameon=False, labelcolor=_INK)
+        caption = 'The errors on the evaluation split.'
+        drawings.append(_inline(figure, 'Evaluation errors', caption))
+    epochs, rates = _series(run, 'train/learning_rate')
+    if epochs.size:
+        figure, axes = _small('learning rate')
+        _plot(axes, epochs, rates, _LINES[2], linewidth=2)
+        if rates.min() > 0 and rates.max() >= 5 * rates.min():
+            axes.set_yscale('log')
+        else:
+            axes.set_ylim(0, 1.1 * rates.max() or 1)
+        drawings.append(_inline(figure, 'Learning rate', 'The rate of the logged steps.'))
+    return drawings
+
+
+def _small(label: str) -> tuple[Any, Any]:
+    """Return a figure whose texts can be read where it is as wide as a phone, and its axes."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(4.6, 3.0), layout='constrained')
+    axes.set(xlabel='epoch', ylabel=label)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    axes.tick_params(which='both', colors=_INK)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.spines[['left', 'bottom']].set_color(_INK)
+    return figure, axes
+
+
+def _plot(axes: Any, epochs: np.ndarray, values: np.ndarray, colour: str, **style: Any) -> None:
+    """Plot a line, with points where there are so few that they would make no line."""
+    axes.plot(epochs, values, color=colour, marker='.' if epochs.size < 5 else '', **style)
+
+
+def _inline(figure: Any, title: str, caption: str) -> Drawing:
+    """Return a figure as an SVG element that has no address of a name space and no colours."""
+    text = io.StringIO()
+    figure.savefig(text, format='svg', transparent=True, metadata={'Date': None})
+    _pyplot().close(figure)
+    svg = text.getvalue()
+    svg = svg[svg.index('<svg') :]
+    svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', '', svg).replace('xlink:href', 'href')
+    own = re.sub(r'\W', '-', title.lower())  # two figures of a page may not share an id
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf'\1{own}-', svg)
+    svg = re.sub(r'#0\d0\d0\d', lambda colour: f'var(--{_VARIABLES[colour[0]]})', svg)
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 aria-label="{title}">', svg)
+    return Drawing(title=title, caption=caption, svg=svg.replace('<svg ', '<svg role="img" ', 1))
 
 
 def _require_comparable(run: Run, first: Run) -> None:

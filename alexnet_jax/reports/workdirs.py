@@ -57,13 +57,13 @@ def read_run(path: epath.Path) -> Run:
                 f'{path} is not the workdir of a run: it has no {name}; name a folder that '
                 'alexnet_jax.main wrote as --workdir'
             )
-    config, _ = _json(path / 'config.json'), _json(path / 'environment.json')
+    config, _ = read_json(path / 'config.json'), read_json(path / 'environment.json')
     rows = read_rows(path / 'metrics.jsonl')
     try:
         fields = _fields(config)
         members: tuple[Run, ...] = ()
         if fields.get('evaluation.ensemble'):
-            members = tuple(_member(path.name, m) for m in _json(path / 'members.json'))
+            members = tuple(_member(path.name, m) for m in read_json(path / 'members.json'))
         last = rows[-1] if rows else {'step': 0, 'epoch': 0.0}
         return Run(
             name=path.name,
@@ -128,6 +128,15 @@ def _last_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return metrics | ({paper.EPOCHS: epochs} if epochs else {})
 
 
+def why_unfinished(run: Run) -> str:
+    """Return why a run is not finished or has no sound result, or '' for a finished run."""
+    try:
+        _require_result(run)
+    except UserError as error:
+        return str(error)
+    return ''
+
+
 def _require_result(run: Run) -> None:
     """Raise UserError, with the reason, for a run that is not finished or has a damaged result."""
     evaluated = [row['step'] for row in run.rows if row['kind'] == 'eval']
@@ -146,7 +155,8 @@ def _is_possible(name: str, value: Any) -> bool:
     return is_number(value) and value >= 0 and (value <= 1 or name not in METRICS)
 
 
-def _json(path: epath.Path) -> Any:
+def read_json(path: epath.Path) -> Any:
+    """Return what a JSON file holds; raise UserError, in one line, if it cannot be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
