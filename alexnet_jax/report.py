@@ -2,19 +2,24 @@
 
 python -m alexnet_jax.report reproduction [--runs DIR] [--output FILE.md] [--json]
 python -m alexnet_jax.report compare --runs DIR --baseline RUN [--output FILE.md] [--json]
-python -m alexnet_jax.report run RUN [--output FILE.html] [--class_report DIR] [--json]
+python -m alexnet_jax.report run RUN [--output FILE.html] [--class_report DIR]
+    [--examples N] [--data_dir DIR] [--json]
 """
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from etils import epath
+
 from alexnet_jax import command_line
 from alexnet_jax.command_line import Parser
-from alexnet_jax.reports import against_baseline, claims, markdown, page
+from alexnet_jax.reports import against_baseline, claims, examples, markdown, page
 from alexnet_jax.reports.workdirs import METRICS
 from alexnet_jax.runtime import storage
+from alexnet_jax.runtime.errors import UserError, escaped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +55,17 @@ def _parser() -> Parser:
         'in the workdir, if it is there)',
     )
     run.add_argument(
+        '--examples',
+        dest='num_examples',
+        type=int,
+        default=12,
+        metavar='N',
+        help='so many examples with predictions (default: 12); they need the checkpoint and data',
+    )
+    run.add_argument(
+        '--data_dir', default='', metavar='DIR', help='data sets (default: as in the training)'
+    )
+    run.add_argument(
         '--json', dest='as_json', action='store_true', help='print its figures as the last line'
     )
     for command in (reproduction, compare):
@@ -67,14 +83,28 @@ def _run(command: Callable[..., None], **options: Any) -> None:
     command(**options)
 
 
-def _page(run: str, output: str, class_report: str, as_json: bool) -> None:
+def _page(
+    run: str, output: str, class_report: str, num_examples: int, data_dir: str, as_json: bool
+) -> None:
     workdir = storage.resolve(run, 'RUN')
     path = storage.resolve(output, '--output') if output else workdir / 'report.html'
     classes = storage.resolve(class_report, '--class_report') if class_report else None
-    written = page.write(workdir, path, classes)
+    choose = functools.partial(_examples, workdir, data_dir, num_examples)
+    written = page.write(workdir, path, classes, choose)
     print(f'wrote {path}')
     if as_json:
         print(page.as_line(written, path))
+
+
+def _examples(workdir: epath.Path, data_dir: str, count: int) -> list[page.Example]:
+    """Return examples; without the checkpoint or the data there are none, and a line says why."""
+    if count < 1:
+        return []
+    try:
+        return examples.choose(workdir, data_dir, count)
+    except UserError as error:
+        print(f'the page has no examples: {escaped(str(error))}', file=sys.stderr)
+        return []
 
 
 def _report(

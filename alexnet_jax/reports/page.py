@@ -10,7 +10,7 @@ import pathlib
 import re
 import shlex
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -184,14 +184,17 @@ def write(
     path: epath.Path,
     output: epath.Path,
     class_report: epath.Path | None = None,
-    examples: Sequence[Example] = (),
+    examples: Callable[[], Sequence[Example]] = tuple,
 ) -> Page:
-    """Write the page about a run to a file and return what it says; see `gather`."""
+    """Write the page about a run to a file and return what it says; see `gather`.
+
+    `examples` is called once the run was found to be one.
+    """
     run = workdirs.read_run(path)
     page = _gather(path, run, class_report)
     with _damage_named(path):
         drawings = figures.draw_run(run)
-    text = html(page, drawings, examples)
+    text = html(page, drawings, examples())
     with storage.writing(output):
         storage.replace(output, text.encode())
     return page
