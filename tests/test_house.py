@@ -56,6 +56,7 @@ def test_the_contracts_of_import_linter_hold():
 
 def test_init_files_import_nothing():
     busy = [str(file) for file in FILES if file.name == '__init__.py' and any(imports(file))]
+    busy = [file for file in busy if not file.endswith('inference/__init__.py')]  # for users
     assert not busy, f'import from the module itself, not by way of {busy}'
 
 
