@@ -208,9 +208,9 @@ def get_config() -> ml_collections.ConfigDict:
         # ample for each of them on a busy file system, and costs less than waiting for the end of
         # the job. 0: no limit.
         'watchdog_slow_s': 3600,
-        # A workdir, its checkpoints/STEP, or a weights file, whose parameters initialise the network
-        # where they fit; the log names the others. A resumed run ignores it. CNN* was initialised so
-        # (Paper 6).
+        # A workdir, its checkpoints/STEP, or a weights file, whose parameters initialise the
+        # network where they fit; the log names the others. A resumed run ignores it. CNN* was
+        # initialised so (Paper 6).
         'init_from': '',
         # Compiled programs are kept in this directory for the next start; '': not kept. The next
         # start runs their code, so only you should be able to write to it.
