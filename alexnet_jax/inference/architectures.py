@@ -5,7 +5,13 @@
 compares them field by field. `configs/alexnet.py` says what each field means.
 """
 
+from collections.abc import Mapping
 from typing import Any
+
+from alexnet_jax.input.augment import AugmentConfig
+from alexnet_jax.network.specification import ModelConfig
+from alexnet_jax.runtime.config import FieldError, make
+from alexnet_jax.runtime.errors import UserError
 
 Config = dict[str, Any]
 
@@ -165,6 +171,22 @@ def caffe() -> Config:
     config['training']['batch_size'] = 256
     config['evaluation']['final_views'] = 1
     return config
+
+
+def sections(path: Any, config: Mapping[str, Any]) -> tuple[ModelConfig, AugmentConfig]:
+    """Return the sections `model` and `augment` of a file's configuration, typed and checked.
+
+    Raises UserError that names the file and the field.
+    """
+    name = 'model'
+    try:
+        model = make(ModelConfig, config[name])
+        name = 'augment'
+        return model, make(AugmentConfig, config[name])
+    except FieldError as error:
+        raise UserError(f'{path}: config.{name}.{error.field}{error.words}') from error
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
 
 
 _LRN_POOL = ('activation', 'lrn', 'pool')

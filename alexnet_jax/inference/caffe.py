@@ -24,8 +24,6 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from alexnet_jax.checkpoint.weights import TrainedNetwork
 from alexnet_jax.inference import architectures, channels_first
 from alexnet_jax.inference.statistics import constant_colours
-from alexnet_jax.network.specification import ModelConfig
-from alexnet_jax.runtime.config import make
 from alexnet_jax.runtime.errors import UserError
 
 SUFFIX = '.caffemodel'
@@ -120,8 +118,8 @@ def read(path: epath.Path, mean: np.ndarray | None = None) -> TrainedNetwork:
     if not layers:
         raise UserError(f'{path} has no layers, so it is not a .caffemodel; name another file')
     config, weights = _describe(path, layers)
-    model = make(ModelConfig, config['model'])
     config['augment'] |= _transformation(net, layers)
+    model, _ = architectures.sections(path, config)
     image = _mean_image(path, layers, config, mean)
     config['augment']['mean'] = 'at_crop' if mean is not None and mean.ndim == 3 else 'channels'
     config['data']['image_shape'] = image.shape

@@ -24,7 +24,7 @@ from flax import linen as nn
 from alexnet_jax.network.model import AlexNet
 from alexnet_jax.network.parameters import abstract_variables, init_statistics, join_network
 from alexnet_jax.network.specification import CONVOLUTIONS, ModelConfig
-from alexnet_jax.runtime.errors import UserError, first_line
+from alexnet_jax.runtime.errors import UserError
 
 Network = Mapping[str, Mapping[str, np.ndarray]]  # {layer: {kernel, bias}}, in either layout
 Shapes = dict[str, dict[str, tuple[int, ...]]]
@@ -47,7 +47,8 @@ def shapes(model: ModelConfig, image_shape: tuple[int, ...]) -> Shapes:
         averages = jax.eval_shape(functools.partial(init_statistics, network, image_shape))
     except (ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
         raise UserError(
-            f'no network has these sizes ({first_line(error)}); name another file'
+            'no network has these sizes: a layer is too wide, or a kernel larger than its maps; '
+            'name another file'
         ) from error
     joined = join_network(params, averages)
     return {

@@ -18,10 +18,10 @@ import safetensors.numpy
 from etils import epath
 
 from alexnet_jax import __version__
+from alexnet_jax.checkpoint import earlier
 from alexnet_jax.checkpoint.weights import TrainedNetwork
 from alexnet_jax.inference import architectures, channels_first
 from alexnet_jax.inference.statistics import constant_colours
-from alexnet_jax.input.augment import AugmentConfig
 from alexnet_jax.input.batch import Statistics
 from alexnet_jax.network.specification import CONVOLUTIONS, ModelConfig
 from alexnet_jax.runtime import storage
@@ -66,7 +66,7 @@ def read_torchvision(path: epath.Path, tensors: Tensors) -> TrainedNetwork:
     last = tensors.get('classifier.6.bias')
     if last is not None and last.ndim == 1:
         config['model']['num_classes'] = len(last)
-    model = make(ModelConfig, config['model'])
+    model, _ = architectures.sections(path, config)
     layers = {there: layer for layer, there in _OF_TORCHVISION.items()}
     network = _by_layer(tensors, layers, lambda layer: _LEAVES)
     crop = (config['augment']['crop_px'],) * 2
@@ -101,7 +101,7 @@ def read_module(
     last = tensors.get('fc8.bias')
     if config['model']['num_classes'] == 0 and last is not None and last.ndim == 1:
         config['model']['num_classes'] = len(last)
-    model, augment = make(ModelConfig, config['model']), make(AugmentConfig, config['augment'])
+    model, augment = architectures.sections(path, config)
     check_expressible(model)
     tensors = {n: t for n, t in tensors.items() if not n.endswith('.num_batches_tracked')}
     mean = _mean_image(path, tensors.pop('mean', None), config, augment.crop_px)
@@ -207,10 +207,11 @@ def _described(path: epath.Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             )
         names = ('config', 'class_names', 'preparation', 'about', 'eigenvectors', 'std')
         said = {name: said[name] for name in names}
-        if not all(section in said['config'] for section in ('model', 'augment', 'data')):
-            raise ValueError('the configuration lacks a section')
+        said['config'] = earlier.in_present_names(said['config'])
+        if not all(isinstance(said['config'][s], Mapping) for s in ('model', 'augment', 'data')):
+            raise ValueError('a section of the configuration is not a mapping')
         return said
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f'{path}: its metadata {KEY} are damaged ({type(error).__name__}: {first_line(error)});'
             ' write the file again'
