@@ -10,7 +10,6 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging as absl_logging
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from PIL import Image
@@ -18,7 +17,7 @@ from PIL import Image
 from alexnet_jax.checkpoint.weights import TrainedNetwork
 from alexnet_jax.inference import names, pixels
 from alexnet_jax.inference.pixels import Picture
-from alexnet_jax.inference.trained import abstract_network, read
+from alexnet_jax.inference.trained import read, require_fit
 from alexnet_jax.input.augment import Augment
 from alexnet_jax.input.batch import Batch, Statistics
 from alexnet_jax.network.model import AlexNet
@@ -28,7 +27,6 @@ from alexnet_jax.parallel.collectives import AXES
 from alexnet_jax.preparation.images import Unreadable
 from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.training.config import Config
 from alexnet_jax.training.evaluate import probability_step
 
 _IN_FLIGHT = 2  # batches on the devices at a time
@@ -62,13 +60,7 @@ def load(
     fit each other.
     """
     path = storage.resolve(epath.Path(place), 'the run or file')
-    verbosity = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs how it opens a checkpoint
-    try:
-        found = read(path, str(checkpoint))
-    finally:
-        absl_logging.set_verbosity(verbosity)
-    return Network(found, devices=devices, batch_size=batch_size)
+    return Network(read(path, str(checkpoint)), devices=devices, batch_size=batch_size)
 
 
 class Network:
@@ -80,7 +72,7 @@ class Network:
 
     Attributes:
       trained: the weights and what came with them, as NumPy arrays.
-      config: the configuration of the run, `Config`.
+      config: the configuration of the run, `training.config.Config`.
       class_names: the names of the classes as in the data, in the order of the outputs.
       readable_names: the same in words, for the synsets of ImageNet.
       image_shape: (height, width, channels) of the images before the crop.
@@ -94,11 +86,10 @@ class Network:
         batch_size: int = 64,
     ) -> None:
         self.trained = trained
-        self.config = Config.from_dict(trained.config)
+        self.config = require_fit(trained)
         self.class_names = trained.class_names
         self.readable_names = names.readable(trained.class_names)
         self.image_shape: tuple[int, ...] = trained.statistics.mean_image.shape
-        self._require_fit()
         devices = list(devices or jax.local_devices())
         self._mesh = Mesh(np.asarray(devices).reshape(-1, 1, 1), AXES)
         self._batch_size = -(-max(batch_size, 1) // len(devices)) * len(devices)
@@ -296,39 +287,6 @@ class Network:
         rows = jnp.arange(crops.shape[0], dtype=jnp.int32)
         outputs: Any = model.apply(split_network(network), crops, rows)
         return outputs[1]
-
-    def _require_fit(self) -> None:
-        """Raise UserError unless weights, classes and statistics are those of the configuration."""
-        config, shape = self.config, self.image_shape
-        origin = ', '.join(f'{key} {value}' for key, value in self.trained.about.items())
-
-        def refuse(problem: str) -> None:
-            raise UserError(
-                f'the trained network ({origin}) is not whole: {problem}; convert it again'
-            )
-
-        if len(self.class_names) != config.model.num_classes:
-            refuse(f'{len(self.class_names)} names for {config.model.num_classes} classes')
-        channels = shape[-1] if len(shape) == 3 else 0
-        if channels not in (1, 3) or min(shape) < 1 or config.augment.crop_px > min(shape[:2]):
-            refuse(f'images {list(shape)} for crops of {config.augment.crop_px} pixels')
-        if self.trained.statistics.eigenvectors.shape != (channels, channels):
-            refuse('its colour statistics are of other images')
-        with self._precision():
-            wanted = abstract_network(config, channels)
-        want = {(k, n): (x.shape, x.dtype) for k, layer in wanted.items() for n, x in layer.items()}
-        have = {
-            (k, n): (x.shape, x.dtype)
-            for k, layer in self.trained.network.items()
-            for n, x in layer.items()
-        }
-        for name in sorted(want.keys() | have.keys()):
-            if want.get(name) != have.get(name):
-                there, here = (
-                    f'{x[1].name}{list(x[0])}' if x else 'absent'
-                    for x in (have.get(name), want.get(name))
-                )
-                refuse(f'{".".join(name)} is {there}, and its configuration has {here}')
 
 
 def _as_sequence(images: Picture | Sequence[Picture]) -> Sequence[Picture]:

@@ -3,15 +3,16 @@
 import io
 import json
 import zipfile
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from absl import logging as absl_logging
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from alexnet_jax.checkpoint import pretrained, weights
-from alexnet_jax.checkpoint.checkpoints import Checkpoints
+from alexnet_jax.checkpoint.checkpoints import Checkpoints, differences_in_kind, kinds
 from alexnet_jax.checkpoint.weights import TrainedNetwork
 from alexnet_jax.input import sources
 from alexnet_jax.input.batch import Statistics
@@ -40,7 +41,12 @@ def read(place: epath.Path, which: str = 'latest') -> TrainedNetwork:
     def restore(checkpoints: Checkpoints, step: int, meta: dict[str, Any]) -> TrainedNetwork:
         return _restore(place, checkpoints, step, meta)
 
-    return pretrained.read(place, which, restore)
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs how it opens a checkpoint
+    try:
+        return pretrained.read(place, which, restore)
+    finally:
+        absl_logging.set_verbosity(verbosity)
 
 
 def _restore(
@@ -83,6 +89,31 @@ def abstract_network(config: Config, channels: int) -> Any:
         return join_network(init_parameters(model, shape, key), init_statistics(model, shape))
 
     return jax.eval_shape(init, jax.random.key(0))
+
+
+def require_fit(trained: TrainedNetwork) -> Config:
+    """Return the typed configuration of a network.
+
+    Raises UserError unless it is a configuration, and weights, classes and statistics fit it.
+    """
+    config, shape = Config.from_dict(trained.config), trained.statistics.mean_image.shape
+    origin = ', '.join(f'{key} {value}' for key, value in trained.about.items())
+
+    def refuse(problem: str) -> NoReturn:
+        raise UserError(f'the trained network ({origin}) is not whole: {problem}; convert it again')
+
+    if len(trained.class_names) != config.model.num_classes:
+        refuse(f'{len(trained.class_names)} names for {config.model.num_classes} classes')
+    channels = shape[-1] if len(shape) == 3 else 0
+    if channels not in (1, 3) or min(shape) < 1 or config.augment.crop_px > min(shape[:2]):
+        refuse(f'images {list(shape)} for crops of {config.augment.crop_px} pixels')
+    if trained.statistics.eigenvectors.shape != (channels, channels):
+        refuse('its colour statistics are of other images')
+    with jax.enable_x64(config.model.dtype == 'float64'):
+        wanted = kinds(abstract_network(config, channels))
+    for name, difference in differences_in_kind(kinds(trained.network), wanted).items():
+        refuse(f'{name} is {difference.replace(" here", " in its configuration")}')
+    return config
 
 
 def _read_data(workdir: epath.Path) -> tuple[dict[str, Any], Statistics]:

@@ -113,7 +113,7 @@ def prepare_imagenet(
                 f'{os.fspath(source)} is a data set of tfds, which has only 2012; name the folder '
                 'of the archives with --source'
             )
-        synsets = _lines('labels.txt')
+        synsets = synsets_of_2012()
         splits, others = tfds_imagenet.find_records(source, list(edition.archives), synsets)
         ignored = [('split', name) for name in others]
         places = dict.fromkeys(splits, source)
@@ -185,7 +185,7 @@ def _photographs(
 ) -> tuple[list[str], dict[str, list[Item]]]:
     """Return the synsets, sorted, and the photographs of each split, sorted by name."""
     if year == 2012:
-        synsets = _lines('labels.txt')
+        synsets = synsets_of_2012()
         answers = {'validation': _lines('validation_labels.txt')}
     else:
         kit, test = (os.path.join(source, file) for file in (_DEVKIT, _TEST_ANSWERS))
@@ -217,6 +217,11 @@ def _photographs(
             imagenet_trees.check_answers(os.path.join(source, table), names, expected)
         splits[split] = items
     return synsets, splits
+
+
+def synsets_of_2012() -> list[str]:
+    """Return the 1,000 synsets of ILSVRC-2012, sorted: their places are the labels."""
+    return _lines('labels.txt')
 
 
 def _lines(file: str) -> list[str]:
