@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import pytest
 
-from alexnet_jax import benchmark, config_command, figures, main, predict, prepare, report
+from alexnet_jax import benchmark, config_command, convert, figures, main, predict, prepare, report
 from alexnet_jax.runtime.config import fields
 from alexnet_jax.training import config as config_lib
 from alexnet_jax.training.config import Config
@@ -31,7 +31,7 @@ from alexnet_jax.training.config import Config
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 COMMANDS = {'main': main, 'benchmark': benchmark, 'prepare': prepare}
-COMMANDS |= {'report': report, 'figures': figures, 'predict': predict}
+COMMANDS |= {'report': report, 'figures': figures, 'predict': predict, 'convert': convert}
 # What a mention such as `prepare folder --size=0` leaves out.
 REQUIRED = {
     'prepare imagenet': ['--source=DIR'],
