@@ -157,8 +157,8 @@ def write_module(path: epath.Path, trained: TrainedNetwork, dtype: str = 'float3
         storage.replace(path, content)
 
 
-def check_expressible(model: ModelConfig) -> None:
-    """Raise UserError, naming the field, for what the module of our pages does not have."""
+def check_expressible(model: ModelConfig, where: str = 'the PyTorch module') -> None:
+    """Raise UserError, naming the field, for what PyTorch and ONNX have no layer for."""
     for name in CONVOLUTIONS:
         layer = getattr(model, name)
         if not layer.features:
@@ -171,7 +171,7 @@ def check_expressible(model: ModelConfig) -> None:
         for field, is_refused in refused.items():
             if is_refused:
                 raise UserError(
-                    f'the PyTorch module has no layer for config.model.{name}.{field} = '
+                    f'{where} has no layer for config.model.{name}.{field} = '
                     f'{getattr(layer, field)!r}; write a weights file of alexnet_jax instead'
                 )
 
