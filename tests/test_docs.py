@@ -23,14 +23,14 @@ from typing import NamedTuple
 
 import pytest
 
-from alexnet_jax import benchmark, config_command, figures, main, prepare, report
+from alexnet_jax import benchmark, config_command, convert, figures, main, prepare, report
 from alexnet_jax.runtime.config import fields
 from alexnet_jax.training import config as config_lib
 from alexnet_jax.training.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
-COMMANDS = {'main': main, 'benchmark': benchmark, 'prepare': prepare}
+COMMANDS = {'main': main, 'benchmark': benchmark, 'prepare': prepare, 'convert': convert}
 COMMANDS |= {'report': report, 'figures': figures}
 # What a mention such as `prepare folder --size=0` leaves out.
 REQUIRED = {

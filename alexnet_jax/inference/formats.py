@@ -11,7 +11,7 @@ from etils import epath
 
 from alexnet_jax.checkpoint import weights
 from alexnet_jax.checkpoint.weights import TrainedNetwork
-from alexnet_jax.inference import caffe, pytorch
+from alexnet_jax.inference import architectures, caffe, channels_first, pytorch
 from alexnet_jax.preparation import imagenet
 from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import UserError
@@ -64,11 +64,14 @@ def read(path: epath.Path, wishes: Wishes) -> tuple[TrainedNetwork, str]:
     Raises UserError, in one line, for a file in no format that is read here, and for wishes that
     such a file has no use for.
     """
-    if path.is_file() and not wishes.format:
+    is_file = os.path.isfile(path)  # `path.is_file` is true of a pipe, which would never end
+    if path.exists() and not is_file and not path.is_dir():
+        raise UserError(f'{path} is not a file, but a pipe or a device; copy it to a file')
+    if is_file and not wishes.format:
         _refuse_pickle(path)
     kind = wishes.format or _by_suffix(path)
     tensors, metadata = {}, {}
-    if kind != 'caffe' and path.is_file():
+    if kind != 'caffe' and is_file:
         tensors, metadata = weights.open_safetensors(path)
         tensors = pytorch.plain_names(tensors)
     kind = kind or _by_content(path, tensors, metadata)
@@ -80,7 +83,7 @@ def read(path: epath.Path, wishes: Wishes) -> tuple[TrainedNetwork, str]:
         trained = _read_ours(path)
     elif kind == 'caffe':
         trained = caffe.read(path, wishes.mean)
-    elif not path.is_file():
+    elif not is_file:
         raise UserError(f'{path} is not a file; name a safetensors file of PyTorch')
     elif kind == 'torchvision':
         trained = pytorch.read_torchvision(path, tensors)
@@ -124,8 +127,13 @@ def recognise(path: epath.Path) -> str:
 
 
 def _read_ours(path: epath.Path) -> TrainedNetwork:
-    """Return the network of a weights file of this project."""
-    return weights.read(path)
+    """Return the network of a weights file of this project, whose weights fit its configuration."""
+    trained = weights.read(path)
+    model, augment = architectures.sections(path, trained.config)
+    crop = (augment.crop_px, augment.crop_px, trained.statistics.mean_image.shape[-1])
+    expected = channels_first.shapes(model, crop)
+    channels_first.check_shapes(path, trained.network, expected, lambda *names: '.'.join(names))
+    return trained
 
 
 def _refuse_pickle(path: epath.Path) -> None:
@@ -151,8 +159,8 @@ def _by_suffix(path: epath.Path) -> str:
 def _by_content(
     path: epath.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> str:
-    """Return the format of a safetensors file, or that of a path that is no file."""
-    if not path.is_file() or weights.KEY in metadata:
+    """Return the format of a safetensors file, or that of a path that is not there."""
+    if not path.exists() or weights.KEY in metadata:
         return OURS
     if pytorch.KEY in metadata or pytorch.FIRST in tensors:
         return 'pytorch'
@@ -187,7 +195,7 @@ def _named(
 
 def names_in(path: epath.Path) -> tuple[str, ...]:
     """Return the class names of a text file, one a line, in the order of the logits."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f'--names: {path} is not a file; name a text file, one class a line')
     try:
         lines = path.read_text().splitlines()
