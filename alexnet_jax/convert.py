@@ -33,7 +33,9 @@ def _parser() -> Parser:
     parser.add_argument(
         '--checkpoint', default='latest', help="of a run: 'latest' (default), 'best' or a step"
     )
-    parser.add_argument('output', metavar='OUT', help='a .safetensors file; it is replaced')
+    parser.add_argument(
+        'output', metavar='OUT', help='a .safetensors, .stablehlo or .onnx file; it is replaced'
+    )
     parser.add_argument(
         '--from',
         dest='source_format',
@@ -43,10 +45,11 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         '--to',
-        default=formats.OURS,
+        default='',
         choices=formats.WRITES,
-        help='alexnet_jax, a weights file of this project (default), or pytorch, the state dict of '
-        'the module in docs/weights.md',
+        help='alexnet_jax, a weights file of this project; pytorch, the state dict of the module '
+        'in docs/weights.md; stablehlo; onnx (default: by the suffix of OUT, and alexnet_jax for '
+        '.safetensors)',
     )
     parser.add_argument('--dtype', default='float32', choices=formats.DTYPES, help='of the weights')
     parser.add_argument(
@@ -86,6 +89,7 @@ def _convert(
 ) -> None:
     origin, target = storage.resolve(source, 'IN'), storage.resolve(output, 'OUT')
     formats.check_output(target, origin)
+    to = formats.format_of_output(target, to, dtype)
     wishes = formats.Wishes(
         checkpoint=checkpoint,
         format=source_format,

@@ -187,6 +187,8 @@ def sections(path: Any, config: Mapping[str, Any]) -> tuple[ModelConfig, Augment
         raise UserError(f'{path}: config.{name}.{error.field}{error.words}') from error
     except UserError as error:
         raise UserError(f'{path}: {error}') from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'{path}: its configuration has no section {name}') from error
 
 
 _LRN_POOL = ('activation', 'lrn', 'pool')

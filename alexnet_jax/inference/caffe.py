@@ -14,6 +14,7 @@ Caffe's first kernels take blue, green and red, in this order; ours take red, gr
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -185,7 +186,7 @@ def _message(name: str) -> Any:
 
 
 def _parse(name: str, path: epath.Path) -> Any:
-    if not path.is_file():
+    if not os.path.isfile(path):  # `path.is_file` is true of a pipe
         raise UserError(f'{path} is not a file; name a file of Caffe')
     size = path.stat().length
     if not 0 < size <= _LARGEST:

@@ -11,7 +11,7 @@ from etils import epath
 
 from alexnet_jax.checkpoint import weights
 from alexnet_jax.checkpoint.weights import TrainedNetwork
-from alexnet_jax.inference import caffe, pytorch
+from alexnet_jax.inference import caffe, onnx_model, pytorch, stablehlo
 from alexnet_jax.inference.trained import read as read_trained
 from alexnet_jax.inference.trained import require_fit
 from alexnet_jax.preparation import imagenet
@@ -20,9 +20,10 @@ from alexnet_jax.runtime.errors import UserError
 
 OURS = 'alexnet_jax'
 READS = (OURS, 'pytorch', 'torchvision', 'caffe')
-WRITES = (OURS, 'pytorch')
+WRITES = (OURS, 'pytorch', 'stablehlo', 'onnx')
 DTYPES = ('float32', 'float16')
 SUFFIX = weights.SUFFIX
+_EXPORTS = {'stablehlo': stablehlo, 'onnx': onnx_model}
 
 _PICKLES = ('.pth', '.pt', '.pkl', '.pickle', '.ckpt')
 _MADE_BY_PICKLE = (b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05', b'PK\x03\x04')
@@ -67,11 +68,14 @@ def read(path: epath.Path, wishes: Wishes) -> tuple[TrainedNetwork, str]:
     Raises UserError, in one line, for a file in no format that is read here, and for wishes that
     such a file has no use for.
     """
-    if path.is_file() and not wishes.format:
+    is_file = os.path.isfile(path)  # `path.is_file` is true of a pipe, which would never end
+    if path.exists() and not is_file and not path.is_dir():
+        raise UserError(f'{path} is not a file, but a pipe or a device; copy it to a file')
+    if is_file and not wishes.format:
         _refuse_pickle(path)
     kind = wishes.format or _by_suffix(path)
     tensors, metadata = {}, {}
-    if kind != 'caffe' and path.is_file():
+    if kind != 'caffe' and is_file:
         tensors, metadata = weights.open_safetensors(path)
         tensors = pytorch.plain_names(tensors)
     kind = kind or _by_content(path, tensors, metadata)
@@ -84,7 +88,7 @@ def read(path: epath.Path, wishes: Wishes) -> tuple[TrainedNetwork, str]:
         require_fit(trained)
     elif kind == 'caffe':
         trained = caffe.read(path, wishes.mean)
-    elif not path.is_file():
+    elif not is_file:
         raise UserError(f'{path} is not a file; name a safetensors file of PyTorch')
     elif kind == 'torchvision':
         trained = pytorch.read_torchvision(path, tensors)
@@ -97,7 +101,28 @@ def read(path: epath.Path, wishes: Wishes) -> tuple[TrainedNetwork, str]:
 
 def write(path: epath.Path, trained: TrainedNetwork, format: str, dtype: str) -> None:
     """Write a network in one of the formats WRITES, atomically."""
-    {OURS: weights.write, 'pytorch': pytorch.write_module}[format](path, trained, dtype)
+    if format in _EXPORTS:
+        _EXPORTS[format].write(path, trained)
+    else:
+        {OURS: weights.write, 'pytorch': pytorch.write_module}[format](path, trained, dtype)
+
+
+def format_of_output(path: epath.Path, format: str, dtype: str) -> str:
+    """Return the format to write: `format`, or for '' the one of the file's suffix.
+
+    Raises UserError for a suffix that is not that of the format, and for a dtype of an export,
+    which computes as the network does.
+    """
+    suffixes = {name: module.SUFFIX for name, module in _EXPORTS.items()}
+    found = next((name for name, suffix in suffixes.items() if path.suffix == suffix), OURS)
+    format = format or found
+    if path.suffix != suffixes.get(format, SUFFIX):
+        wanted = suffixes.get(format, SUFFIX)
+        others = '' if format in suffixes else f', or in {" or ".join(suffixes.values())}'
+        raise UserError(f'OUT: {path} must end in {wanted}{others}')
+    if format in _EXPORTS and dtype != 'float32':
+        raise UserError(f'--dtype={dtype} is for weights, not for {format}; leave it out')
+    return format
 
 
 def check_output(path: epath.Path, source: epath.Path) -> None:
@@ -105,8 +130,6 @@ def check_output(path: epath.Path, source: epath.Path) -> None:
 
     `storage.replace` writes a temporary file beside it first, which must not be the source either.
     """
-    if path.suffix != SUFFIX:
-        raise UserError(f'OUT: {path} must end in {SUFFIX}, the only kind of file that is written')
     if path.is_dir():
         raise UserError(f'OUT: {path} is a folder; name a file')
     for file in (path, path.with_name(f'{path.name}.tmp')):
@@ -150,8 +173,8 @@ def _by_suffix(path: epath.Path) -> str:
 def _by_content(
     path: epath.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> str:
-    """Return the format of a safetensors file, or that of a path that is no file."""
-    if not path.is_file() or weights.KEY in metadata:
+    """Return the format of a safetensors file, or that of a path that is not there."""
+    if not path.exists() or weights.KEY in metadata:
         return OURS
     if pytorch.KEY in metadata or pytorch.FIRST in tensors:
         return 'pytorch'
@@ -186,7 +209,7 @@ def _named(
 
 def names_in(path: epath.Path) -> tuple[str, ...]:
     """Return the class names of a text file, one a line, in the order of the logits."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f'--names: {path} is not a file; name a text file, one class a line')
     try:
         lines = path.read_text().splitlines()

@@ -99,7 +99,7 @@ def read_module(
         config = said['config']
     config = _with_widths(tensors) if config is None else copy.deepcopy(dict(config))
     last = tensors.get('fc8.bias')
-    if config['model']['num_classes'] == 0 and last is not None and last.ndim == 1:
+    if config['model'].get('num_classes') == 0 and last is not None and last.ndim == 1:
         config['model']['num_classes'] = len(last)
     model, augment = architectures.sections(path, config)
     check_expressible(model)
@@ -110,10 +110,14 @@ def read_module(
     image_shape = (augment.crop_px, augment.crop_px, mean.shape[-1])
     expected = channels_first.shapes_there(model, image_shape)
     channels_first.check_shapes(path, network, expected, _spell_in_module)
-    statistics = constant_colours(mean)
-    if said:
-        eigenvectors = np.asarray(said['eigenvectors'], np.float32)
-        statistics = Statistics(mean, eigenvectors, np.asarray(said['std'], np.float32))
+    statistics = _colours(path, mean, said) if said else constant_colours(mean)
+    if not said:
+        config['data']['image_shape'] = mean.shape
+    elif len(said['class_names']) != model.num_classes:
+        raise UserError(
+            f'{path} has {model.num_classes} classes and {len(said["class_names"])} names of them; '
+            'write the file again'
+        )
     trained = _trained(channels_first.from_channels_first(network, model), config, statistics)
     if not said:
         return trained
@@ -218,6 +222,23 @@ def _described(path: epath.Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         ) from error
 
 
+def _colours(path: epath.Path, mean: np.ndarray, said: Mapping[str, Any]) -> Statistics:
+    """Return the statistics with the colours of the metadata."""
+    eigenvectors, std = (_numbers(said[name]) for name in ('eigenvectors', 'std'))
+    channels = mean.shape[-1]
+    if eigenvectors.shape != (channels, channels) or std.shape != (channels,):
+        raise UserError(f'{path}: its metadata {KEY} are damaged; write the file again')
+    return Statistics(np.asarray(mean, np.float32), eigenvectors, std)
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """Return nested lists as an array, empty if they are not numbers in the form of one."""
+    try:
+        return np.asarray(values, np.float32)
+    except (TypeError, ValueError):
+        return np.empty(0, np.float32)
+
+
 def _with_widths(tensors: Tensors) -> dict[str, Any]:
     """Return the paper's configuration with the numbers of towers, kernels, units and classes."""
     config = architectures.paper()
@@ -241,7 +262,7 @@ def _mean_image(
 ) -> np.ndarray:
     """Return the buffer `mean` as [H, W, C], or ImageNet's mean colour if there is none."""
     if mean is None:
-        shape = tuple(config['data']['image_shape']) or (crop_px, crop_px, 3)
+        shape = tuple(config['data'].get('image_shape') or (crop_px, crop_px, 3))
         return np.broadcast_to(255 * np.asarray(_MEAN, np.float32), shape)
     if mean.ndim != 3 or min(mean.shape[1:]) < crop_px or not np.isfinite(mean).all():
         raise UserError(

@@ -1,6 +1,5 @@
 """Weights to PyTorch and from it: the logits are PyTorch's own."""
 
-import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -213,10 +212,9 @@ def _flat_small():
     ],
 )
 def test_what_the_module_does_not_have(tmp_path, capsys, fields, words):
-    trained = networks.draw(networks.small())
-    config = networks.small(**fields)
+    trained = networks.draw(networks.small(**fields))
     here, there = tmp_path / 'here.safetensors', tmp_path / 'there.safetensors'
-    weights.write(epath.Path(here), dataclasses.replace(trained, config=config))
+    weights.write(epath.Path(here), trained)
     assert run(here, there, '--to=pytorch') == 2
     error = capsys.readouterr().err
     assert words in error
