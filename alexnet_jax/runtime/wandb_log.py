@@ -74,6 +74,7 @@ class WandbLog:
             )
             if self._child:
                 self._child.kill()
+                self._thread.join(1.0)
         elif self._dropped and not self._warn.locked():
             _logger.warning(
                 'W&B lacks %d rows, which came faster than it took them; metrics.jsonl has them',
