@@ -104,6 +104,7 @@ class RunLog:
         self._profile_steps = config.profile_steps if first else (0, 0)
         self._profile_dir = workdir / 'profile'
         self._profiling = False
+        self._stopped = False  # by a signal
         self._spent: dict[str, float] = collections.defaultdict(float)
         self._started = start_step  # the step before the one that was dispatched last
         self._first: tuple[float, int] | None = None  # time and `_started` at the first row
@@ -121,7 +122,7 @@ class RunLog:
             with self._optional('TensorBoard'):
                 self._board.close()
         if self._wandb is not None:
-            self._wandb.close(exit_code=0 if value is None else 1)
+            self._wandb.close(exit_code=0 if value is None else 1, stopped=self._stopped)
         try:
             with storage.writing(f'a row to {self._path}'):
                 self._file.close()
@@ -187,7 +188,8 @@ class RunLog:
             _logger.info('step %d  evaluation  %s', step, words)
 
     def event(self, step: int, epoch: float, name: str, **details: Any) -> None:
-        """Write an event, such as `resumed`, with its details."""
+        """Write an event, such as `resumed`, with its details; `stopped` is the last one."""
+        self._stopped = name == 'stopped'
         self._write('event', step, epoch, {'event': name, **details})
         words = '  '.join(f'{key} {value}' for key, value in details.items())
         with self._above_bar():

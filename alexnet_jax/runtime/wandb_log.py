@@ -25,7 +25,8 @@ _PROGRAM = pathlib.Path(__file__).with_name('wandb_process.py')
 _ROWS = 10_000  # that may wait; some megabytes
 _INIT_S = 90.0  # for W&B to answer; the default of wandb
 _CLOSE_S = 30.0  # that the end of a run may be delayed
-_SPARE_S = 5.0  # of these, after W&B was told to give up
+_STOP_S = 10.0  # the same for a run that a signal has stopped: the next signal may be SIGKILL
+_SPARE_S = 5.0  # of _CLOSE_S, after W&B was told to give up
 
 
 class WandbLog:
@@ -57,9 +58,10 @@ class WandbLog:
         except queue.Full:
             self._dropped += 1
 
-    def close(self, exit_code: int) -> None:
-        """Wait until W&B has all rows, but not longer than 30 s."""
-        until = time.monotonic() + _CLOSE_S
+    def close(self, exit_code: int, *, stopped: bool = False) -> None:
+        """Wait until W&B has all rows, but not longer than 30 s, or 10 s if a signal stopped it."""
+        wait_s = _STOP_S if stopped else _CLOSE_S
+        until = time.monotonic() + wait_s
         while self._thread.is_alive() and time.monotonic() < until:
             try:
                 self._messages.put(exit_code, timeout=0.1)
@@ -69,7 +71,7 @@ class WandbLog:
         self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
             self._give_up(
-                f'it had not finished {_CLOSE_S:g} s after the end of the run; '
+                f'it had not finished {wait_s:g} s after the end of the run; '
                 f'`wandb sync` may upload what is in {self._workdir / "wandb"}'
             )
             if self._child:

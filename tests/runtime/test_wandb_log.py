@@ -77,7 +77,7 @@ def _records(path: Path):
 def _sent(workdir) -> list[tuple[str, dict, list[dict]]]:
     """Return the id, the configuration and the history of each start."""
     starts = []
-    for path in sorted((workdir / 'wandb').glob('*/run-*.wandb')):
+    for path in sorted((workdir / 'wandb').glob('offline-run-*/run-*.wandb')):
         ids, config, history = set(), {}, []
         for record in _records(path):
             if record.HasField('run'):
@@ -204,6 +204,17 @@ def test_what_hangs_delays_the_end_by_the_stated_time_only(
     assert warning.startswith('W&B is given up: it had not finished 2 s after the end of the run')
     assert log._wandb._child.poll() is not None
     assert len(rows(tmp_path / 'run')) == 100
+
+
+@pytest.mark.fault
+def test_a_run_that_a_signal_has_stopped_waits_less(tmp_path, fake, monkeypatch, caplog):
+    monkeypatch.setattr(wandb_log, '_STOP_S', 1.0)
+    fake(init=HANG)
+    with _open(tmp_path / 'run') as log:
+        log.event(1, 0.5, 'stopped', signal=15)
+        began = time.monotonic()
+    assert time.monotonic() - began < 4
+    assert 'it had not finished 1 s after the end' in _warnings(caplog)[0]
 
 
 @pytest.mark.fault
