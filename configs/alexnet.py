@@ -241,5 +241,9 @@ def get_config() -> ml_collections.ConfigDict:
         'tensorboard': True,
         'progress_bar': True,  # only on a terminal
         'profile_steps': (0, 0),  # first and last step to profile; (0, 0): none
+        # The run is also logged to this project of Weights & Biases, which needs `pip install
+        # wandb` and `wandb login`, or WANDB_MODE=offline. It sends the metrics and the
+        # configuration, without paths; a failure is a warning. '': not logged there.
+        'wandb_project': '',
     }
     return config

@@ -18,8 +18,18 @@ import tqdm
 from etils import epath
 
 from alexnet_jax.runtime import storage
-from alexnet_jax.runtime.config import PLACE, Section, boolean, field, is_integer, tuple_of
+from alexnet_jax.runtime.config import (
+    PLACE,
+    Section,
+    boolean,
+    field,
+    flatten,
+    is_integer,
+    text,
+    tuple_of,
+)
 from alexnet_jax.runtime.errors import UserError, first_line
+from alexnet_jax.runtime.wandb_log import WandbLog
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +48,7 @@ class LogConfig(Section):
         ),
         role=PLACE,
     )
+    wandb_project: str = field(text, role=PLACE, off='')
 
     def check(self) -> None:
         """Raise UserError for a profile that ends before it begins."""
@@ -54,8 +65,8 @@ class RunLog:
     'event'), time_s (the seconds of this run, including those before a restart), then the metrics
     under their names.
 
-    A row that cannot be written ends the run, with a UserError; TensorBoard and the profile are
-    given up with a warning.
+    A row that cannot be written ends the run, with a UserError; TensorBoard, Weights & Biases and
+    the profile are given up with a warning.
     """
 
     def __init__(
@@ -65,7 +76,9 @@ class RunLog:
         *,
         start_step: int,
         total_steps: int,
+        described: Section,
     ) -> None:
+        """Open the log; `described` is the whole configuration, which is shown with the run."""
         first = jax.process_index() == 0
         self._path = workdir / 'metrics.jsonl' if first else epath.Path(os.devnull)
         with storage.writing(f'a row to {self._path}'):
@@ -75,7 +88,10 @@ class RunLog:
         self._board: _Board | None = None
         if first and config.tensorboard:
             with self._optional('TensorBoard'):
-                self._board = _Board(workdir / 'tensorboard', start_step)
+                self._board = _Board(workdir / 'tensorboard', start_step, described)
+        self._wandb: WandbLog | None = None
+        if first and config.wandb_project:
+            self._wandb = WandbLog(workdir, config.wandb_project, described)
         self._bar = tqdm.tqdm(
             total=total_steps,
             initial=start_step,
@@ -88,6 +104,7 @@ class RunLog:
         self._profile_steps = config.profile_steps if first else (0, 0)
         self._profile_dir = workdir / 'profile'
         self._profiling = False
+        self._stopped = False  # by a signal
         self._spent: dict[str, float] = collections.defaultdict(float)
         self._started = start_step  # the step before the one that was dispatched last
         self._first: tuple[float, int] | None = None  # time and `_started` at the first row
@@ -104,6 +121,8 @@ class RunLog:
         if self._board is not None:
             with self._optional('TensorBoard'):
                 self._board.close()
+        if self._wandb is not None:
+            self._wandb.close(exit_code=0 if value is None else 1, stopped=self._stopped)
         try:
             with storage.writing(f'a row to {self._path}'):
                 self._file.close()
@@ -169,7 +188,8 @@ class RunLog:
             _logger.info('step %d  evaluation  %s', step, words)
 
     def event(self, step: int, epoch: float, name: str, **details: Any) -> None:
-        """Write an event, such as `resumed`, with its details."""
+        """Write an event, such as `resumed`, with its details; `stopped` is the last one."""
+        self._stopped = name == 'stopped'
         self._write('event', step, epoch, {'event': name, **details})
         words = '  '.join(f'{key} {value}' for key, value in details.items())
         with self._above_bar():
@@ -210,6 +230,9 @@ class RunLog:
         if self._board is not None and kind != 'event':
             with self._optional('TensorBoard'):
                 self._board.write(step, values)
+        if self._wandb is not None and kind != 'event':
+            del row['kind']
+            self._wandb.write(row)
 
     def _require_file(self) -> None:
         """Raise OSError if the file was deleted or replaced: nobody would find the row."""
@@ -224,13 +247,13 @@ class RunLog:
 
 
 class _Board:
-    """Writes scalars for TensorBoard.
+    """Writes scalars for TensorBoard, and the configuration as text.
 
     The writer of tensorboardX that has no thread of its own: `SummaryWriter` has one, which dies of
     a full disk and then lets the training wait for it.
     """
 
-    def __init__(self, directory: epath.Path, start_step: int) -> None:
+    def __init__(self, directory: epath.Path, start_step: int, described: Section) -> None:
         # imported only here, because tensorboardX imports torch if that is installed
         from tensorboardX import event_file_writer, proto, summary
 
@@ -240,6 +263,12 @@ class _Board:
         self._writer = event_file_writer.EventsWriter(os.path.abspath(directory / 'events'))
         restart = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)  # pyright: ignore
         self._writer.write_event(self._event(step=start_step + 1, session_log=restart))
+        values = flatten(dataclasses.asdict(described))
+        lines = (f'    {name} = {value!r}\n' for name, value in values.items())
+        shown = summary.text('config', ''.join(lines))  # indented: as it is, in Markdown
+        event = self._event(step=start_step, wall_time=time.time(), summary=shown)
+        self._writer.write_event(event)
+        self._writer.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -42,7 +42,13 @@ def train(experiment: Experiment, workdir: epath.Path) -> int:
         if jax.process_index() == 0:
             provenance.save(experiment, workdir)
         log = stack.enter_context(
-            RunLog(workdir, config.log, start_step=start, total_steps=plan.total_steps)
+            RunLog(
+                workdir,
+                config.log,
+                start_step=start,
+                total_steps=plan.total_steps,
+                described=config,
+            )
         )
         run = _Run(experiment, checkpoints, log, stop)
         log.event(start, plan.epoch(start), **event)

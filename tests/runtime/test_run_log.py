@@ -20,7 +20,13 @@ TRAIN = {'train/loss': 2.5, 'train/top1_error': 0.75, 'train/learning_rate': 0.0
 def _open(workdir, start_step=0, **fields) -> RunLog:
     section = {'tensorboard': False, 'progress_bar': False, 'profile_steps': (0, 0), **fields}
     config = LogConfig(**section)
-    return RunLog(epath.Path(workdir), config, start_step=start_step, total_steps=10)
+    return RunLog(
+        epath.Path(workdir),
+        config,
+        start_step=start_step,
+        total_steps=10,
+        described=config,
+    )
 
 
 def _rows(workdir):
@@ -101,7 +107,7 @@ def test_a_resumed_log_has_each_step_once_and_time_goes_on(tmp_path, monkeypatch
     assert [row['time_s'] for row in rows] == [10, 20, 30, 30, 40]
 
 
-def _scalars(directory) -> list[tuple[int, str, float]]:
+def _values(directory) -> list:
     """Read TensorBoard's event files: length, checksum, bytes, checksum (TFRecord)."""
     found = []
     for path in directory.iterdir():
@@ -109,7 +115,7 @@ def _scalars(directory) -> list[tuple[int, str, float]]:
         while at < len(data):
             (length,) = struct.unpack_from('<Q', data, at)
             event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])  # pyright: ignore
-            found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+            found += [(event.step, value) for value in event.summary.value]
             at += 12 + length + 4
     return found
 
@@ -119,10 +125,26 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
         log.event(0, 0.0, 'started')
         log.train(2, 0.5, TRAIN, batch_size=16)
         log.evaluation(2, 0.5, {'eval/top1_error': 0.25})
-    scalars = {(step, tag): value for step, tag, value in _scalars(tmp_path / 'tensorboard')}
+    values = _values(tmp_path / 'tensorboard')
+    scalars = {(step, v.tag): v.simple_value for step, v in values if not v.HasField('tensor')}
     assert scalars == pytest.approx(
         {(2, n): v for n, v in (TRAIN | {'eval/top1_error': 0.25}).items()}
     )
+
+
+def test_tensorboard_shows_the_configuration_as_text(tmp_path):
+    with _open(tmp_path, start_step=3, tensorboard=True, profile_steps=(5, 6)):
+        pass
+    values = _values(tmp_path / 'tensorboard')
+    ((step, shown),) = [(step, v) for step, v in values if v.HasField('tensor')]
+    assert (step, shown.tag) == (3, 'config/text_summary')
+    assert shown.metadata.plugin_data.plugin_name == 'text'
+    assert shown.tensor.string_val[0].decode().splitlines() == [
+        '    tensorboard = True',
+        '    progress_bar = False',
+        '    profile_steps = (5, 6)',
+        "    wandb_project = ''",
+    ]
 
 
 def test_console_line(tmp_path, caplog):
