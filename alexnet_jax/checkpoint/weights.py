@@ -9,6 +9,7 @@ became images) and `about` (where the weights come from).
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,7 +117,7 @@ def open_safetensors(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str,
     Raises UserError if there is no such file, or if it is not a whole safetensors file of types
     that NumPy has.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # etils takes a pipe for a file
         raise UserError(f'{path} is not a file; name a weights file or the workdir of a run')
     try:
         with safetensors.safe_open(path, framework='numpy') as file:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 from typing import Any, NoReturn
 
@@ -31,7 +32,7 @@ def read(place: epath.Path, which: str = 'latest') -> TrainedNetwork:
     'latest', 'best' or a step. If the run kept a moving average of its weights, they are that.
     Raises UserError if there is no sound checkpoint or file.
     """
-    if place.is_file():
+    if os.path.isfile(place):
         if which != 'latest':
             raise UserError(f'{place} is one file and has no checkpoint {which}; leave that out')
         return weights.read(place)
