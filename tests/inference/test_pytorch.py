@@ -68,7 +68,10 @@ def run(*arguments):
     return convert.main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize(('prefix', 'classes'), [('', 1000), ('module.', 12)])
+@pytest.mark.parametrize(
+    ('prefix', 'classes'),
+    [pytest.param('', 1000, marks=pytest.mark.slow), ('module.', 12)],
+)
 def test_a_state_dict_of_torchvision(tmp_path, prefix, classes, capsys):
     torch.manual_seed(0)
     module = Torchvision(classes).eval()
@@ -84,7 +87,6 @@ def test_a_state_dict_of_torchvision(tmp_path, prefix, classes, capsys):
     with torch.no_grad():
         want = module((x - mean[:, None, None]) / std[:, None, None]).numpy()
     error = relative_error(networks.logits(trained, images), want)
-    print('torchvision', classes, error, np.abs(want).max())
     assert error < 1e-4
     assert len(trained.class_names) == classes
     assert trained.class_names[0] == ('n01440764' if classes == 1000 else '0')
@@ -130,7 +132,6 @@ def test_the_module_of_the_page_computes_the_same(tmp_path, name):
     images = networks.photographs(trained.config)
     got, want = in_pytorch(there, images), networks.logits(trained, images)
     error = relative_error(got, want)
-    print(name, error, np.abs(want).max())
     assert error < 1e-4
     assert run(there, back) == 0
     assert back.read_bytes() == here.read_bytes()
@@ -212,9 +213,8 @@ def _flat_small():
     ],
 )
 def test_what_the_module_does_not_have(tmp_path, capsys, fields, words):
-    trained = networks.draw(networks.small(**fields))
     here, there = tmp_path / 'here.safetensors', tmp_path / 'there.safetensors'
-    weights.write(epath.Path(here), trained)
+    weights.write(epath.Path(here), networks.draw(networks.small(**fields)))
     assert run(here, there, '--to=pytorch') == 2
     error = capsys.readouterr().err
     assert words in error
