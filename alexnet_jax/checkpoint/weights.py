@@ -50,16 +50,28 @@ def write(path: epath.Path, trained: TrainedNetwork, dtype: str = 'float32') -> 
     `dtype` is that of the weights, 'float32' or 'float16'. Raises UserError for a weight that is
     not finite in that dtype, and if the file cannot be written.
     """
-    tensors = {}
-    for name, leaf in traverse_util.flatten_dict(dict(trained.network), sep='.').items():
-        with np.errstate(over='ignore'):  # checked in the next line
-            tensors[name] = np.ascontiguousarray(leaf, dtype)
-        if not np.isfinite(tensors[name]).all():
-            remedy = ' as float16; write float32' if dtype == 'float16' else ', so it is of no use'
-            raise UserError(f'a weight of {name} is not finite{remedy}')
+    leaves: dict[str, Any] = dict(traverse_util.flatten_dict(dict(trained.network), sep='.'))
+    tensors = {name: finite(name, leaf, dtype) for name, leaf in leaves.items()}
     for name, array in trained.statistics._asdict().items():
         tensors[f'{_STATISTICS}.{name}'] = np.ascontiguousarray(array, np.float32)
-    about = {
+    metadata = {KEY: json.dumps(described(trained), sort_keys=True, allow_nan=False)}
+    with storage.writing(path):
+        storage.replace(path, safetensors.numpy.save(tensors, metadata))
+
+
+def finite(name: str, leaf: np.ndarray, dtype: str) -> np.ndarray:
+    """Return a weight in a dtype; raise UserError if it is not finite there."""
+    with np.errstate(over='ignore'):  # checked in the next line
+        converted = np.ascontiguousarray(leaf, dtype)
+    if not np.isfinite(converted).all():
+        remedy = ' as float16; write float32' if dtype == 'float16' else ', so it is of no use'
+        raise UserError(f'a weight of {name} is not finite{remedy}')
+    return converted
+
+
+def described(trained: TrainedNetwork) -> dict[str, Any]:
+    """Return what a file says of a network besides its arrays, for the metadata."""
+    return {
         'format': FORMAT,
         'version': __version__,
         'config': trained.config,
@@ -67,9 +79,15 @@ def write(path: epath.Path, trained: TrainedNetwork, dtype: str = 'float32') -> 
         'preparation': trained.preparation,
         'about': trained.about,
     }
-    metadata = {KEY: json.dumps(about, sort_keys=True, allow_nan=False)}
-    with storage.writing(path):
-        storage.replace(path, safetensors.numpy.save(tensors, metadata))
+
+
+def require_format(path: epath.Path, said: Mapping[str, Any]) -> None:
+    """Raise UserError if the metadata are of a format that a later version wrote."""
+    if said['format'] != FORMAT:
+        raise UserError(
+            f'{path} has format {said["format"]}, written by alexnet_jax {said["version"]}; '
+            f'this is {__version__}, which reads format {FORMAT}: install that version'
+        )
 
 
 def read(path: epath.Path) -> TrainedNetwork:
@@ -85,11 +103,7 @@ def read(path: epath.Path) -> TrainedNetwork:
         )
     try:
         about = json.loads(metadata[KEY])
-        if about['format'] != FORMAT:
-            raise UserError(
-                f'{path} has format {about["format"]}, written by alexnet_jax {about["version"]}; '
-                f'this is {__version__}, which reads format {FORMAT}: install that version'
-            )
+        require_format(path, about)
         config = earlier.in_present_names(about['config'])
         parts = {name: tensors.pop(f'{_STATISTICS}.{name}') for name in Statistics._fields}
         dtype = 'float64' if config['model']['dtype'] == 'float64' else 'float32'

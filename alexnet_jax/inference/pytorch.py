@@ -17,8 +17,7 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from alexnet_jax import __version__
-from alexnet_jax.checkpoint import earlier
+from alexnet_jax.checkpoint import earlier, weights
 from alexnet_jax.checkpoint.weights import TrainedNetwork
 from alexnet_jax.inference import architectures, channels_first
 from alexnet_jax.inference.statistics import constant_colours
@@ -29,7 +28,6 @@ from alexnet_jax.runtime.config import make
 from alexnet_jax.runtime.errors import UserError, first_line
 
 KEY = 'alexnet_jax_pytorch'  # in the metadata
-FORMAT = 1
 FIRST = 'conv1.weight'  # of the module of our pages
 FIRST_OF_TORCHVISION = 'features.0.weight'
 
@@ -141,17 +139,8 @@ def write_module(path: epath.Path, trained: TrainedNetwork, dtype: str = 'float3
     for layer, leaves in channels_first.to_channels_first(trained.network, model).items():
         for leaf, array in leaves.items():
             name = _spell_in_module(layer, leaf)
-            with np.errstate(over='ignore'):  # checked in the next line
-                tensors[name] = array.astype(dtype)
-            if not np.isfinite(tensors[name]).all():
-                raise UserError(f'a weight of {name} is not finite as {dtype}; write float32')
-    said = {
-        'format': FORMAT,
-        'version': __version__,
-        'config': trained.config,
-        'class_names': trained.class_names,
-        'preparation': trained.preparation,
-        'about': trained.about,
+            tensors[name] = weights.finite(name, array, dtype)
+    said = weights.described(trained) | {
         'eigenvectors': np.asarray(trained.statistics.eigenvectors).tolist(),
         'std': np.asarray(trained.statistics.std).tolist(),
     }
@@ -204,11 +193,7 @@ def _described(path: epath.Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         return {}
     try:
         said = json.loads(metadata[KEY])
-        if said['format'] != FORMAT:
-            raise UserError(
-                f'{path} has format {said["format"]}, written by alexnet_jax {said["version"]}; '
-                f'this is {__version__}, which reads format {FORMAT}: install that version'
-            )
+        weights.require_format(path, said)
         names = ('config', 'class_names', 'preparation', 'about', 'eigenvectors', 'std')
         said = {name: said[name] for name in names}
         said['config'] = earlier.in_present_names(said['config'])
