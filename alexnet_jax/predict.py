@@ -102,8 +102,9 @@ def _predict(
 def find_photographs(paths: Sequence[str]) -> list[str]:
     """Return the photographs that the arguments name, in their order; folders are sorted.
 
-    Files of a folder that are not named as images are left out, and their number is printed to
-    standard error. Raises UserError for what does not exist and if nothing is left.
+    Files of a folder that are hidden or not named as images are left out, and their number is
+    printed to standard error. Hidden folders are left out, too. Raises UserError for a pattern that
+    matches nothing and if nothing is left.
     """
     found: list[str] = []
     left_out: list[str] = []
@@ -122,8 +123,8 @@ def find_photographs(paths: Sequence[str]) -> list[str]:
             raise UserError(f'{path}: no file matches this pattern; correct it')
     if left_out:
         print(
-            f'left out {len(left_out)} files of folders that are not named as images, for example '
-            f'{escaped(left_out[0])}',
+            f'left out {len(left_out)} files of folders that are hidden or not named as images, '
+            f'for example {escaped(left_out[0])}',
             file=sys.stderr,
         )
     if not found:
@@ -147,10 +148,11 @@ def _walk(folder: str, found: list[str], left_out: list[str]) -> None:
         raise error
 
     for root, folders, files in os.walk(folder, onerror=refuse):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
         for name in sorted(files):
-            suffix = name.rpartition('.')[2].lower()
-            (found if suffix in images.SUFFIXES else left_out).append(os.path.join(root, name))
+            is_image = name.rpartition('.')[2].lower() in images.SUFFIXES
+            hidden = name.startswith('.')  # such as the ._cat.jpg of macOS, which is no image
+            (left_out if hidden or not is_image else found).append(os.path.join(root, name))
 
 
 def _progress(outputs: Iterator[Any], total: int) -> Iterator[Any]:

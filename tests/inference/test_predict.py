@@ -107,13 +107,24 @@ def test_features_are_saved_with_their_paths(capsys, photos, net, tmp_path, suff
 
 def test_files_folders_patterns_and_lists(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name in ('b/2.jpg', 'b/a/1.PNG', 'b/notes.txt', 'b/.DS_Store', 'c/[x].jpg', 'c/y.jpeg'):
+    for name in (
+        'b/2.jpg',
+        'b/a/1.PNG',
+        'b/notes.txt',
+        'b/._2.jpg',
+        'b/.x/3.jpg',
+        'c/[x].jpg',
+        'c/y.jpeg',
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     find = predict.find_photographs
     assert find(['b']) == ['b/2.jpg', 'b/a/1.PNG']
-    assert 'left out 2 files of folders that are not named as images' in capsys.readouterr().err
+    assert (
+        'left out 2 files of folders that are hidden or not named as images'
+        in capsys.readouterr().err
+    )
     assert find(['c/[x].jpg']) == ['c/[x].jpg']  # a file, not a pattern
     assert find(['c/*.jp*g', 'b/notes.txt']) == ['c/[x].jpg', 'c/y.jpeg', 'b/notes.txt']
     assert find(['**/*.jpg']) == ['b/2.jpg', 'c/[x].jpg']
