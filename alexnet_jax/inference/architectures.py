@@ -2,7 +2,8 @@
 
 `paper`, `torchvision` and `caffe` return what `configs/alexnet.py`, `configs/torchvision.py` and
 `configs/caffenet.py` return, as nested dictionaries: an installed package has no `configs/`. A test
-compares them field by field. `configs/alexnet.py` says what each field means.
+compares them field by field. A field that has an `off` value may be
+left out here. `configs/alexnet.py` says what each field means.
 """
 
 from collections.abc import Mapping
