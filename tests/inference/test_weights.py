@@ -71,8 +71,8 @@ def _init(run, source, class_names=None):
     config = dataclasses.replace(run[0].config.parallel, model=2)
     experiment = build(dataclasses.replace(run[0].config, parallel=config))
     class_names = class_names or experiment.dataset.fingerprint()['class_names']
-    drawn = jax.tree.map(np.zeros_like, experiment.init_state().network)
     wanted = experiment.abstract_state().network
+    drawn = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), wanted)
     return wanted, *init_network(wanted, drawn, str(source), class_names)
 
 

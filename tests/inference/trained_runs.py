@@ -1,7 +1,10 @@
 """Tiny trained networks for the tests of `inference`."""
 
+import dataclasses
 from pathlib import Path
 
+import jax
+import numpy as np
 from etils import epath
 from PIL import Image
 
@@ -19,11 +22,10 @@ CLASSES = ('n01440764', 'n02102040')  # tench, English springer
 def save_run(root: Path, **fields):
     """Save a drawn network as step 2 of ROOT/run, as a training does; return its experiment.
 
-    `fields` update the configuration by section. The outputs of `he` differ from image to image.
+    `fields` update the configuration by section.
     """
     config = tiny.get_config()
     config.data.dir = str(root / 'data')
-    config.model.initializer = 'he'
     config.parallel.update(data=1, model=1)
     for section, values in fields.items():
         config[section].update(values)
@@ -31,8 +33,29 @@ def save_run(root: Path, **fields):
     provenance.save(experiment, workdir)
     meta = {'config': experiment.config.to_dict(), 'data': experiment.dataset.fingerprint()}
     with Checkpoints(workdir, experiment.config.checkpoint) as checkpoints:
-        checkpoints.save(2, experiment.init_state(), meta)
+        checkpoints.save(2, draw_state(experiment), meta)
     return experiment
+
+
+def draw_state(experiment, seed=0):
+    """Return a state whose outputs differ from image to image; this compiles nothing."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == 'kernel':
+            array = rng.normal(size=leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        else:
+            array = np.full(leaf.shape, name in ('scale', 'var'))
+        return jax.device_put(array.astype(leaf.dtype), leaf.sharding)
+
+    def zeros(leaf):
+        return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+
+    wanted = experiment.abstract_state()
+    others = jax.tree.map(zeros, dataclasses.replace(wanted, params={}, batch_stats={}))
+    params, batch_stats = jax.tree.map_with_path(draw, (wanted.params, wanted.batch_stats))
+    return dataclasses.replace(others, params=params, batch_stats=batch_stats)
 
 
 def write_photographs(source: Path) -> list[Path]:
