@@ -175,4 +175,4 @@ def _without_other_classes(wanted: Any, same_classes: bool) -> tuple[Any, dict[s
 
 
 def _reasons(others: dict[str, str], anew: dict[str, str]) -> dict[str, str]:
-    return anew | {k: v for k, v in others.items() if not (k.startswith('fc8.') and 'fc8' in anew)}
+    return {k: v for k, v in others.items() if not (k.startswith('fc8.') and 'fc8' in anew)} | anew
