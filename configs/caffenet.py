@@ -7,7 +7,8 @@ Cost:     90 epochs, 4.1356 GFLOP per image. Not run.
 Expected: 42.6 % top-1 and 19.6 % top-5 validation error, one crop.
 
 Caffe reads 227 pixels without padding, while the paper's network reads 224 pixels and three zeros.
-It normalises across both towers' maps. It subtracts the mean image's centre, here in RGB order.
+It normalises across both towers' maps. Like this project, its data layer subtracts the mean image at
+the position of the crop and then mirrors.
 """
 
 import ml_collections
@@ -25,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.fc6.init_std = 0.005
     model.fc7.init_std = 0.005
     model.dropout_inverted = True
-    config.augment.update(crop_px=227, mean='centre', colour_std=0.0)
+    config.augment.update(crop_px=227, colour_std=0.0)
     config.optim.update(
         lr_multipliers=(('bias', 2.0),),
         weight_decay_multipliers=(('bias', 0.0),),

@@ -162,7 +162,7 @@ def caffe() -> Config:
     model['lrn'] |= {'k': 1.0, 'divide_alpha': True, 'across_towers': True}
     model['fc6']['init_std'] = model['fc7']['init_std'] = 0.005
     model['dropout_inverted'] = True
-    config['augment'] |= {'crop_px': 227, 'mean': 'centre', 'colour_std': 0.0}
+    config['augment'] |= {'crop_px': 227, 'colour_std': 0.0}
     config['optim'] |= {
         'lr_multipliers': (('bias', 2.0),),
         'weight_decay_multipliers': (('bias', 0.0),),

@@ -25,6 +25,8 @@ def configuration(name: str) -> Config:
     config = importlib.import_module(f'configs.{name}').get_config()
     config.parallel.heartbeat_timeout_s = 20
     config.training.watchdog_slow_s = 10 * config.training.watchdog_s
+    if name == 'caffenet':
+        config.augment.mean = 'centre'
     return typed(config)
 
 
