@@ -7,8 +7,8 @@ Cost:     90 epochs, 4.1356 GFLOP per image. Not run.
 Expected: 42.6 % top-1 and 19.6 % top-5 validation error, one crop.
 
 Caffe reads 227 pixels without padding, while the paper's network reads 224 pixels and three zeros.
-It normalises across both towers' maps. Like this project, its data layer subtracts the mean image at
-the position of the crop and then mirrors.
+It normalises across both towers' maps. Like this project, its data layer subtracts the mean image
+at the position of the crop and then mirrors.
 """
 
 import ml_collections
