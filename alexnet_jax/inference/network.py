@@ -1,6 +1,7 @@
 """Predict with a trained network, on any number of devices of this machine."""
 
 import collections
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -160,6 +161,49 @@ class Network:
         rows = [_require_read(output) for output in self.stream(images, activation=name)]
         found = self._abstract_activations()[1][name]
         return np.stack(rows) if rows else np.zeros((0, *found.shape[1:]), found.dtype)
+
+    def crops(self, images: Picture | Sequence[Picture]) -> np.ndarray:
+        """Return the pixels that the network sees, float32 [N, S, S, C] from 0 to 255.
+
+        They are the centre crops, of S = config.augment.crop_px, before the mean is subtracted.
+        Raises Unreadable for an image that cannot be read.
+        """
+        found = [
+            pixels.read(picture, self.image_shape, self.trained.preparation or {})
+            for picture in _as_sequence(images)
+        ]
+        y, x, side = self._centre()
+        shape = (0, side, side, self.image_shape[-1])
+        crops = [image[y : y + side, x : x + side] for image in found]
+        return np.asarray(np.stack(crops) if crops else np.zeros(shape), np.float32)
+
+    def forward(self, crops: jax.Array) -> dict[str, jax.Array]:
+        """Return the named activations of crops; a JAX function that can be differentiated.
+
+        It computes on one device, in float32 with full precision, whatever the network was trained
+        in.
+
+        Args:
+          crops: float32 [N, S, S, C], pixels as those of `crops`.
+
+        Returns:
+          The activations as in `activations`, all of them; 'fc8' are the logits.
+        """
+        model = dataclasses.replace(self.config.model, dtype='float32', precision='highest')
+        network = jax.tree.map(np.float32, dict(self.trained.network))
+        mean = np.asarray(self.trained.statistics.mean_image, np.float32)
+        if self.config.augment.mean == 'channels':
+            mean = np.mean(mean, axis=(0, 1), keepdims=True)
+        else:
+            y, x, side = self._centre()
+            mean = mean[y : y + side, x : x + side]
+        inputs = (crops - mean[None]) / np.float32(self.config.augment.pixel_divisor)
+        return self._activations(AlexNet(model), network, inputs)
+
+    def _centre(self) -> tuple[int, int, int]:
+        """Return the top, the left and the side of the centre crop, in pixels."""
+        side = self.config.augment.crop_px
+        return (self.image_shape[0] - side) // 2, (self.image_shape[1] - side) // 2, side
 
     def ranked(self, probabilities: np.ndarray, top: int = 5) -> list[Prediction]:
         """Return the most probable classes of one row of `probabilities`."""

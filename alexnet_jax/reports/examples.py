@@ -1,7 +1,6 @@
 """Choose examples of a run's evaluation, right and wrong ones, and what the network says."""
 
 import base64
-import dataclasses
 import io
 from collections.abc import Sequence
 
@@ -10,12 +9,9 @@ from etils import epath
 from PIL import Image
 
 from alexnet_jax.inference.network import load
-from alexnet_jax.input import sources
-from alexnet_jax.reports import workdirs
 from alexnet_jax.reports.page import Example
-from alexnet_jax.runtime import storage
+from alexnet_jax.visualisation import subjects
 
-AMONG = 512  # examples of the split, evenly spaced, from which those of the page are taken
 _TOP = 3
 _SMALL_PX = 64  # smaller images stay as they are; JPEG would blur them
 
@@ -23,9 +19,9 @@ _SMALL_PX = 64  # smaller images stay as they are; JPEG would blur them
 def choose(workdir: epath.Path, data_dir: str, count: int) -> list[Example]:
     """Return right and wrong examples of the evaluation split.
 
-    Of `AMONG` examples that are evenly spaced over the split, half of those returned are right and
-    half are wrong, as far as there are so many, the right ones first; each half is evenly spaced
-    again. The network is that of the newest checkpoint, with the centre crop.
+    Of `subjects.AMONG` examples that are evenly spaced over the split, half of those returned are
+    right and half are wrong, as far as there are so many, the right ones first; each half is evenly
+    spaced again. The network is that of the newest checkpoint, with the centre crop.
 
     Args:
       workdir: of the run.
@@ -35,12 +31,8 @@ def choose(workdir: epath.Path, data_dir: str, count: int) -> list[Example]:
     Raises UserError if there is no sound checkpoint, or if the data cannot be opened.
     """
     net = load(workdir)
-    trained_in = workdirs.read_json(workdir / 'config.json')['data']['dir']
-    directory = storage.data_directory(data_dir, trained_in)
-    split = sources.open_dataset(dataclasses.replace(net.config.data, dir=directory)).eval
-    found = [split[index] for index in _evenly(range(len(split)), AMONG)]
-    images = np.stack([example['image'] for example in found])
-    labels = np.array([example['label'] for example in found])
+    found = subjects.of_split(net, workdir, subjects.AMONG, data_dir=data_dir)
+    images, labels = np.asarray(found.images), np.asarray(found.labels)
     outputs = net.probabilities(images)
     right = np.argmax(outputs, axis=1) == labels
     chosen = _half_of_each(right, count)
@@ -58,13 +50,7 @@ def _half_of_each(right: np.ndarray, count: int) -> Sequence[int]:
     """Return the indices of right and then of wrong examples, `count` in all."""
     good, bad = np.flatnonzero(right).tolist(), np.flatnonzero(~right).tolist()
     wrong = min(len(bad), max(count // 2, count - len(good)))
-    return [*_evenly(good, count - wrong), *_evenly(bad, wrong)]
-
-
-def _evenly(items: Sequence[int], count: int) -> list[int]:
-    """Return `count` of the items, or all if there are fewer, evenly spaced."""
-    count = min(count, len(items))
-    return [items[k * len(items) // count] for k in range(count)]
+    return [*subjects.evenly(good, count - wrong), *subjects.evenly(bad, wrong)]
 
 
 def _data_uri(image: np.ndarray) -> str:

@@ -1,11 +1,7 @@
 """Draw figures of runs, finished or not: curves over the epochs, and the paper's Fig. 1."""
 
-import dataclasses
-import io
-import itertools
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +10,8 @@ from etils import epath
 from alexnet_jax.reports import paper
 from alexnet_jax.reports.curves import epoch_means, training_error
 from alexnet_jax.reports.workdirs import Run, read_run, without_places
-from alexnet_jax.runtime import storage
-from alexnet_jax.runtime.errors import UserError, first_line
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.visualisation import drawing
 
 _ACTIVATIONS = ('relu', 'tanh')
 # The fields, besides those of the role PLACE, in which the runs of Fig. 1 may differ.
@@ -25,18 +21,6 @@ _FREE_IN_FIG_1 = (
 )
 
 _MANY = 40  # evaluations of which more have smaller dots in `draw_run`
-# Colours of `draw_run` -> variables of CSS, so that a page has others in the dark.
-_INK, _FAINT, *_LINES = ('#010101', '#020202', '#030303', '#040404', '#050505', '#060606')
-_VARIABLES = {_INK: 'ink', _FAINT: 'faint'} | {c: f'line-{n}' for n, c in enumerate(_LINES, 1)}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """A figure of one run as an SVG element to stand in a page of HTML."""
-
-    title: str
-    caption: str
-    svg: str  # colours are the variables --ink, --faint and --line-1 to --line-4 of CSS
 
 
 def draw_curves(
@@ -57,8 +41,8 @@ def draw_curves(
     if len(labels) != len(runs):
         raise UserError(f'{len(labels)} --labels for {len(runs)} runs; give one for each run')
     loaded = [read_run(run) for run in runs]
-    figure, (loss, error) = _pyplot().subplots(1, 2, figsize=(10, 3.8), layout='constrained')
-    for label, run, colour in zip(labels, loaded, _colours(), strict=False):
+    figure, (loss, error) = drawing.pyplot().subplots(1, 2, figsize=(10, 3.8), layout='constrained')
+    for label, run, colour in zip(labels, loaded, drawing.colours(), strict=False):
         for axes, name in ((loss, 'loss'), (error, 'top1_error')):
             epochs, values = _series(run, f'train/{name}')
             axes.plot(epochs, values, color=colour, linewidth=0.6, alpha=0.35)
@@ -80,7 +64,7 @@ def draw_curves(
     else:
         loss.legend(frameon=False, loc='lower left' if len(runs) == 1 else 'best')
     figure.suptitle(title)
-    _save(figure, output)
+    drawing.save(figure, output)
 
 
 def draw_relu_vs_tanh(
@@ -103,7 +87,7 @@ def draw_relu_vs_tanh(
     best = {}
     for row in sorted(found, key=lambda row: (row['epoch'] or math.inf, -row['epochs'])):
         best.setdefault(row['activation'], row)
-    figure, axes = _pyplot().subplots(figsize=(6, 4.2), layout='constrained')
+    figure, axes = drawing.pyplot().subplots(figsize=(6, 4.2), layout='constrained')
     style = {'relu': {'color': 'C0', 'linestyle': '-'}, 'tanh': {'color': 'C1', 'linestyle': '--'}}
     for run, row in zip(loaded, found, strict=True):
         counts = row is best[row['activation']]
@@ -119,7 +103,7 @@ def draw_relu_vs_tanh(
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(frameon=False)
     figure.suptitle(title)
-    _save(figure, output)
+    drawing.save(figure, output)
     relu, tanh = (best.get(activation, {}).get('epoch') for activation in _ACTIVATIONS)
     return {'runs': found, 'ratio': round(tanh / relu, 4) if relu and tanh else None}
 
@@ -131,7 +115,7 @@ def in_words(row: Mapping[str, Any]) -> str:
     return f'{row["activation"]}, rate {row["learning_rate"]:g}: {where}'
 
 
-def draw_run(run: Run) -> list[Drawing]:
+def draw_run(run: Run) -> list[drawing.Drawing]:
     """Draw a run's loss, errors and learning rate over the epochs, each for a page of HTML.
 
     A figure for which the run has no numbers yet is left out. The elements have no colours of their
@@ -139,7 +123,7 @@ def draw_run(run: Run) -> list[Drawing]:
     """
     chance, classes = 'The dashed line is chance.', run.fields['model.num_classes']
     parts = 'The thin line is the logged steps, the thick line their mean in each epoch'
-    drawings = []
+    drawings: list[drawing.Drawing] = []
     for name, title, least in (
         ('loss', 'Training loss', math.log(classes)),
         ('top1_error', 'Training error', 1 - 1 / classes),
@@ -147,15 +131,15 @@ def draw_run(run: Run) -> list[Drawing]:
         epochs, values = _series(run, f'train/{name}')
         if epochs.size:
             figure, axes = _small('cross-entropy' if name == 'loss' else 'top-1 error')
-            _plot(axes, epochs, values, _LINES[0], linewidth=0.7, alpha=0.5)
-            _plot(axes, *epoch_means(epochs, values), _LINES[0], linewidth=2)
+            _plot(axes, epochs, values, drawing.LINES[0], linewidth=0.7, alpha=0.5)
+            _plot(axes, *epoch_means(epochs, values), drawing.LINES[0], linewidth=2)
             evaluations = _series(run, f'eval/{name}')
             size = 4 if evaluations[0].size <= _MANY else 2
-            axes.plot(*evaluations, 'o', color=_LINES[1], markersize=size)
-            axes.axhline(least, color=_FAINT, linewidth=1, linestyle='--')
+            axes.plot(*evaluations, 'o', color=drawing.LINES[1], markersize=size)
+            axes.axhline(least, color=drawing.FAINT, linewidth=1, linestyle='--')
             axes.set_ylim(0, None)
             caption = f'{parts}; the dots are evaluations. {chance}'
-            drawings.append(_inline(figure, title, caption))
+            drawings.append(drawing.inline(figure, title, caption))
     errors = {
         'eval/top1_error': ('top-1', '-', 'o'),
         'eval/top5_error': ('top-5', '--', 's'),
@@ -165,7 +149,9 @@ def draw_run(run: Run) -> list[Drawing]:
     series = {name: _series(run, name) for name in errors}
     if any(epochs.size for epochs, _ in series.values()):
         figure, axes = _small('error')
-        for colour, (name, (label, line, marker)) in zip(_LINES, errors.items(), strict=True):
+        for colour, (name, (label, line, marker)) in zip(
+            drawing.LINES, errors.items(), strict=True
+        ):
             epochs, values = series[name]
             if epochs.size:
                 axes.plot(
@@ -173,53 +159,36 @@ def draw_run(run: Run) -> list[Drawing]:
                     markersize=5 if epochs.size <= _MANY else 2,
                 )  # fmt: skip
         axes.set_ylim(0, None)
-        axes.legend(frameon=False, labelcolor=_INK)
+        axes.legend(frameon=False, labelcolor=drawing.INK)
         caption = 'The errors on the evaluation split.'
-        drawings.append(_inline(figure, 'Evaluation errors', caption))
+        drawings.append(drawing.inline(figure, 'Evaluation errors', caption))
     epochs, rates = _series(run, 'train/learning_rate')
     if epochs.size:
         figure, axes = _small('learning rate')
-        _plot(axes, epochs, rates, _LINES[2], linewidth=2)
+        _plot(axes, epochs, rates, drawing.LINES[2], linewidth=2)
         if rates.min() > 0 and rates.max() >= 5 * rates.min():
             axes.set_yscale('log')
         else:
             axes.set_ylim(0, 1.1 * rates.max() or 1)
-        drawings.append(_inline(figure, 'Learning rate', 'The rate of the logged steps.'))
+        drawings.append(drawing.inline(figure, 'Learning rate', 'The rate of the logged steps.'))
     return drawings
 
 
 def _small(label: str) -> tuple[Any, Any]:
     """Return a figure whose texts can be read where it is as wide as a phone, and its axes."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(4.6, 3.0), layout='constrained')
+    figure, axes = drawing.pyplot().subplots(figsize=(4.6, 3.0), layout='constrained')
     axes.set(xlabel='epoch', ylabel=label)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
-    axes.tick_params(which='both', colors=_INK)
+    axes.xaxis.label.set_color(drawing.INK)
+    axes.yaxis.label.set_color(drawing.INK)
+    axes.tick_params(which='both', colors=drawing.INK)
     axes.spines[['top', 'right']].set_visible(False)
-    axes.spines[['left', 'bottom']].set_color(_INK)
+    axes.spines[['left', 'bottom']].set_color(drawing.INK)
     return figure, axes
 
 
 def _plot(axes: Any, epochs: np.ndarray, values: np.ndarray, colour: str, **style: Any) -> None:
     """Plot a line, with points where there are so few that they would make no line."""
     axes.plot(epochs, values, color=colour, marker='.' if epochs.size < 5 else '', **style)
-
-
-def _inline(figure: Any, title: str, caption: str) -> Drawing:
-    """Return a figure as an SVG element that has no address of a name space and no colours."""
-    text = io.StringIO()
-    figure.savefig(text, format='svg', transparent=True, metadata={'Date': None})
-    _pyplot().close(figure)
-    svg = text.getvalue()
-    svg = svg[svg.index('<svg') :]
-    svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', '', svg).replace('xlink:href', 'href')
-    own = re.sub(r'\W', '-', title.lower())  # two figures of a page may not share an id
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf'\1{own}-', svg)
-    svg = re.sub(r'#0\d0\d0\d', lambda colour: f'var(--{_VARIABLES[colour[0]]})', svg)
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 aria-label="{title}">', svg)
-    return Drawing(title=title, caption=caption, svg=svg.replace('<svg ', '<svg role="img" ', 1))
 
 
 def _require_comparable(run: Run, first: Run) -> None:
@@ -257,33 +226,3 @@ def _series(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
     chosen = [(row['epoch'], row[name]) for row in run.rows if name in row]
     epochs, values = np.array(chosen, float).reshape(-1, 2).T
     return epochs, values
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError('figures need matplotlib; pip install "matplotlib>=3.11.2,<4"') from error
-    matplotlib.use('agg')
-    # Text is stored as text, and the bytes do not change from run to run.
-    matplotlib.rcParams.update({'svg.fonttype': 'none', 'svg.hashsalt': 'alexnet_jax'})
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _colours() -> Iterator[str]:
-    return itertools.cycle(_pyplot().rcParams['axes.prop_cycle'].by_key()['color'])
-
-
-def _save(figure: Any, path: epath.Path) -> None:
-    try:
-        with storage.writing(path):
-            figure.savefig(
-                path, dpi=150, metadata={'Date': None} if path.suffix == '.svg' else None
-            )
-    except ValueError as error:  # of an unknown suffix
-        reason = first_line(error)
-        raise UserError(f'cannot write {path} ({reason}); name a .svg, .png or .pdf') from error
-    finally:
-        _pyplot().close(figure)

@@ -25,6 +25,7 @@ from alexnet_jax.runtime.config import is_integer, is_number
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training import config as config_lib
 from alexnet_jax.training.config import Config
+from alexnet_jax.visualisation.drawing import Drawing
 
 _TEMPLATE = pathlib.Path(__file__).with_name('page.html.jinja')
 _CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -200,7 +201,7 @@ def write(
     return page
 
 
-def html(page: Page, drawings: Sequence[figures.Drawing], examples: Sequence[Example] = ()) -> str:
+def html(page: Page, drawings: Sequence[Drawing], examples: Sequence[Example] = ()) -> str:
     """Return the page as HTML; it loads nothing, and all texts of the run are escaped.
 
     Raises UserError if Jinja2 is not installed.

@@ -9,7 +9,7 @@ import xml.etree.ElementTree
 import pytest
 
 from alexnet_jax import figures
-from alexnet_jax.reports import figures as drawing
+from alexnet_jax.visualisation import drawing
 from configs import alexnet
 from tests.reports import saved_run
 
@@ -48,7 +48,7 @@ def texts(svg):
 def drawn(monkeypatch):
     """Return a list that takes the figures in place of files."""
     kept = []
-    monkeypatch.setattr(drawing, '_save', lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(drawing, 'save', lambda figure, path: kept.append(figure))
     return kept
 
 
