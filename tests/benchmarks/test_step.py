@@ -100,6 +100,7 @@ def test_the_program_in_pytorch_is_the_same_function(ours, monkeypatch, tmp_path
     assert worker.product(2) == [pytest.approx((first @ second)[0, 0].item())]
 
 
+@pytest.mark.slow
 def test_both_programs_follow_the_order_of_the_layers(ours, monkeypatch, tmp_path):
     after = {
         'model.conv1.after': ('activation', 'pool', 'lrn'),
@@ -152,6 +153,7 @@ OTHER_LAYERS = {
 }
 
 
+@pytest.mark.slow
 def test_the_layers_are_those_of_the_network(monkeypatch):
     monkeypatch.setattr(layers, '_ROUNDS', 1)
     monkeypatch.setattr(step, '_TURN_S', 0.01)
@@ -164,6 +166,7 @@ def test_the_layers_are_those_of_the_network(monkeypatch):
     assert result['conv2_of_peak'] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('changes', [{}, OTHER_LAYERS])
 def test_each_layer_computes_what_it_does_in_the_network(changes):
     ours = problem.Ours(problem.without_chance(configuration(changes)))
@@ -198,6 +201,7 @@ def test_the_first_of_a_turn_is_not_timed():
     assert times == [1, 3]
 
 
+@pytest.mark.slow
 def test_a_comparison_takes_one_device_and_pytorch(monkeypatch):
     config = configuration({'parallel.data': 2})
     with pytest.raises(UserError, match='the mesh has 2'):

@@ -185,7 +185,7 @@ def test_variants_are_as_on_one_device(x64, towers, data, model, backend, change
     ('towers', 'data', 'model', 'backend', 'parts'),
     [
         (2, 2, 4, 'pmap', 1),
-        (2, 1, 4, 'shard_map', 2),
+        pytest.param(2, 1, 4, 'shard_map', 2, marks=pytest.mark.slow),
         pytest.param(2, 2, 2, 'shard_map', 1, marks=pytest.mark.slow),
         pytest.param(2, 8, 1, 'shard_map', 1, marks=pytest.mark.slow),
         pytest.param(2, 1, 8, 'pmap', 1, marks=pytest.mark.slow),
