@@ -28,7 +28,7 @@ def _parser() -> Parser:
         'source',
         metavar='IN',
         help='the workdir of a run, a safetensors file of this project, of torchvision or of the '
-        'module in docs/weights.md, or a .caffemodel',
+        'module in docs/weights.md, a .caffemodel, or bvlcalexnet-*.onnx of the ONNX model zoo',
     )
     parser.add_argument(
         '--checkpoint', default='latest', help="of a run: 'latest' (default), 'best' or a step"
@@ -63,8 +63,8 @@ def _parser() -> Parser:
         '--mean',
         default='',
         metavar='B,G,R',
-        help='of a .caffemodel: the mean of blue, green and red, or a .binaryproto file (default: '
-        'those in IN, or 104,117,123)',
+        help='of a .caffemodel or .onnx: the mean of blue, green and red, or a .binaryproto file '
+        '(default: those in IN, or 104,117,123)',
     )
     parser.add_argument(
         '--config',

@@ -11,7 +11,7 @@ from etils import epath
 
 from alexnet_jax.checkpoint import weights
 from alexnet_jax.checkpoint.weights import TrainedNetwork
-from alexnet_jax.inference import caffe, onnx_model, pytorch, stablehlo
+from alexnet_jax.inference import caffe, onnx_model, onnx_zoo, pytorch, stablehlo
 from alexnet_jax.inference.trained import read as read_trained
 from alexnet_jax.inference.trained import require_fit
 from alexnet_jax.preparation import imagenet
@@ -19,10 +19,11 @@ from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import UserError
 
 OURS = 'alexnet_jax'
-READS = (OURS, 'pytorch', 'torchvision', 'caffe')
+READS = (OURS, 'pytorch', 'torchvision', 'caffe', 'onnx')
 WRITES = (OURS, 'pytorch', 'stablehlo', 'onnx')
 DTYPES = ('float32', 'float16')
 SUFFIX = weights.SUFFIX
+_WITH_A_MEAN = {'caffe': caffe, 'onnx': onnx_zoo}
 _EXPORTS = {'stablehlo': stablehlo, 'onnx': onnx_model}
 
 _PICKLES = ('.pth', '.pt', '.pkl', '.pickle', '.ckpt')
@@ -41,6 +42,17 @@ class Known(NamedTuple):
 KNOWN = (
     # The beginning of its SHA-256 is in the name of the file.
     Known('sha256', '7be5be79', 'alexnet-owt-7be5be79.pth of torchvision'),
+    # The pointers of Git LFS in `vision/classification/alexnet/model` of onnx/models.
+    Known(
+        'sha256',
+        'ef3c82dad5c512f969dbf701fe35c0b3feb1585687d541f765eb68730c0a8af7',
+        'bvlcalexnet-9.onnx of the ONNX model zoo',
+    ),
+    Known(
+        'sha256',
+        '6b0da9510f27f234ee96a85dc3809dd210150fdefad87f6850f9788513216945',
+        'bvlcalexnet-12.onnx of the ONNX model zoo',
+    ),
     # In `models/bvlc_alexnet/readme.md` and `models/bvlc_reference_caffenet/readme.md` of Caffe.
     Known('sha1', '9116a64c0fbe4459d18f4bb6b56d647b63920377', 'bvlc_alexnet.caffemodel of BVLC'),
     Known(
@@ -58,7 +70,9 @@ class Wishes:
     checkpoint: str = 'latest'  # of a run: 'latest', 'best' or a step
     format: str = ''  # one of READS; '': found by the content
     config: Mapping[str, Any] | None = None  # of a state dict of the module of our pages
-    mean: np.ndarray | None = None  # of a .caffemodel, [H, W, C] or [C], red, green and blue
+    mean: np.ndarray | None = (
+        None  # of a .caffemodel or .onnx, [H, W, C] or [C], red, green and blue
+    )
     class_names: tuple[str, ...] = ()
 
 
@@ -75,19 +89,19 @@ def read(path: epath.Path, wishes: Wishes) -> tuple[TrainedNetwork, str]:
         _refuse_pickle(path)
     kind = wishes.format or _by_suffix(path)
     tensors, metadata = {}, {}
-    if kind != 'caffe' and is_file:
+    if kind not in _WITH_A_MEAN and is_file:
         tensors, metadata = weights.open_safetensors(path)
         tensors = pytorch.plain_names(tensors)
     kind = kind or _by_content(path, tensors, metadata)
-    if wishes.mean is not None and kind != 'caffe':
-        raise UserError(f'--mean is for a .caffemodel, and {path} is of the format {kind}')
+    if wishes.mean is not None and kind not in _WITH_A_MEAN:
+        raise UserError(f'--mean is for a .caffemodel or .onnx, and {path} is of the format {kind}')
     if wishes.config is not None and (kind != 'pytorch' or pytorch.KEY in metadata):
         raise UserError(f'--config is for a PyTorch file without a description, unlike {path}')
     if kind == OURS:
         trained = read_trained(path, wishes.checkpoint)
         require_fit(trained)
-    elif kind == 'caffe':
-        trained = caffe.read(path, wishes.mean)
+    elif kind in _WITH_A_MEAN:
+        trained = _WITH_A_MEAN[kind].read(path, wishes.mean)
     elif not is_file:
         raise UserError(f'{path} is not a file; name a safetensors file of PyTorch')
     elif kind == 'torchvision':
@@ -167,7 +181,8 @@ def _refuse_pickle(path: epath.Path) -> None:
 def _by_suffix(path: epath.Path) -> str:
     if path.is_dir():
         return OURS
-    return 'caffe' if path.suffix == caffe.SUFFIX else ''
+    suffixes = {module.SUFFIX: name for name, module in _WITH_A_MEAN.items()}
+    return suffixes.get(path.suffix, '')
 
 
 def _by_content(
