@@ -168,10 +168,8 @@ class Network:
         They are the centre crops, of S = config.augment.crop_px, before the mean is subtracted.
         Raises Unreadable for an image that cannot be read.
         """
-        found = [
-            pixels.read(picture, self.image_shape, self.trained.preparation or {})
-            for picture in _as_sequence(images)
-        ]
+        given = _as_sequence(images)
+        found = [_require_read(self._read(picture, k)) for k, picture in enumerate(given)]
         y, x, side = self._centre()
         shape = (0, side, side, self.image_shape[-1])
         crops = [image[y : y + side, x : x + side] for image in found]
@@ -199,6 +197,15 @@ class Network:
             mean = mean[y : y + side, x : x + side]
         inputs = (crops - mean[None]) / np.float32(self.config.augment.pixel_divisor)
         return self._activations(AlexNet(model), network, inputs)
+
+    def _read(self, picture: Picture, index: int) -> np.ndarray | Unreadable:
+        """Return the pixels of an image, or the error, which names it."""
+        try:
+            return pixels.read(picture, self.image_shape, self.trained.preparation or {})
+        except Unreadable as error:
+            path = isinstance(picture, str | os.PathLike)
+            where = os.fsdecode(picture) if path else f'image {index}'
+            return Unreadable(error.kind, f'{where}: {error}')
 
     def _centre(self) -> tuple[int, int, int]:
         """Return the top, the left and the side of the centre crop, in pixels."""
@@ -243,13 +250,7 @@ class Network:
         """Yield the pixels, or errors, of a batch of images at a time."""
 
         def read(index: int) -> np.ndarray | Unreadable:
-            picture = images[index]
-            try:
-                return pixels.read(picture, self.image_shape, self.trained.preparation or {})
-            except Unreadable as error:
-                path = isinstance(picture, str | os.PathLike)
-                where = os.fsdecode(picture) if path else f'image {index}'
-                return Unreadable(error.kind, f'{where}: {error}')
+            return self._read(images[index], index)
 
         threads = len(os.sched_getaffinity(0))
         options = grain.ReadOptions(threads, prefetch_buffer_size=2 * self._batch_size)

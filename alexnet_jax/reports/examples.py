@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
@@ -11,6 +10,7 @@ from PIL import Image
 from alexnet_jax.inference.network import load
 from alexnet_jax.reports.page import Example
 from alexnet_jax.visualisation import subjects
+from alexnet_jax.visualisation.predictions import right_and_wrong
 
 _TOP = 3
 _SMALL_PX = 64  # smaller images stay as they are; JPEG would blur them
@@ -35,7 +35,7 @@ def choose(workdir: epath.Path, data_dir: str, count: int) -> list[Example]:
     images, labels = np.asarray(found.images), np.asarray(found.labels)
     outputs = net.probabilities(images)
     right = np.argmax(outputs, axis=1) == labels
-    chosen = _half_of_each(right, count)
+    chosen = right_and_wrong(right, count)
     return [
         Example(
             image=_data_uri(images[index]),
@@ -44,13 +44,6 @@ def choose(workdir: epath.Path, data_dir: str, count: int) -> list[Example]:
         )
         for index in chosen
     ]
-
-
-def _half_of_each(right: np.ndarray, count: int) -> Sequence[int]:
-    """Return the indices of right and then of wrong examples, `count` in all."""
-    good, bad = np.flatnonzero(right).tolist(), np.flatnonzero(~right).tolist()
-    wrong = min(len(bad), max(count // 2, count - len(good)))
-    return [*subjects.evenly(good, count - wrong), *subjects.evenly(bad, wrong)]
 
 
 def _data_uri(image: np.ndarray) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from alexnet_jax.runtime import storage
@@ -14,6 +15,7 @@ from alexnet_jax.runtime.errors import UserError, first_line
 
 # Colours of the figures of a page -> variables of CSS, so that a page has others in the dark.
 INK, FAINT, *LINES = ('#010101', '#020202', '#030303', '#040404', '#050505', '#060606')
+RIGHT, WRONG = '#0072B2', '#E69F00'  # blue and orange, which colour-blind readers tell apart
 _VARIABLES = {INK: 'ink', FAINT: 'faint'} | {c: f'line-{n}' for n, c in enumerate(LINES, 1)}
 
 
@@ -43,6 +45,19 @@ def pyplot() -> Any:
 def colours() -> Iterator[str]:
     """Yield colours without end."""
     return itertools.cycle(pyplot().rcParams['axes.prop_cycle'].by_key()['color'])
+
+
+def show(axes: Any, pixels: np.ndarray) -> None:
+    """Show an image, [H, W, 1] or [H, W, 3] from 0 to 255, in axes without ticks."""
+    image = np.clip(pixels, 0, 255).astype(np.uint8)
+    axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap='gray', vmin=0, vmax=255)
+    bare(axes)
+
+
+def bare(axes: Any) -> None:
+    """Leave the ticks of axes out, and draw their frame thinly."""
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(linewidth=0.5, color='0.5')
 
 
 def save(figure: Any, path: epath.Path) -> None:
