@@ -1,7 +1,7 @@
 """Fig. 3: the kernels that a convolution has learned, and how far the towers part colour from grey.
 
-The paper's two towers specialise: the kernels of one are "largely colour-agnostic", those of the
-other "largely colour-specific" (Paper 6.1).
+The paper's two towers specialise: the kernels of one are "largely color-agnostic", those of the
+other "largely color-specific" (Paper 6.1).
 """
 
 import dataclasses
